@@ -1,0 +1,111 @@
+"""SFT only, GRPO only and AMFT on the quickstart task: same warm-up, same number of steps, several seeds.
+
+    python -m benchmarks.compare [--seeds 0 1 2] [--methods sft grpo amft] [--out runs/compare] [Hydra overrides]
+
+Runs one after the other, skips finished ones, and prints a table (also OUT/table.md): success on held-out hands after
+the warm-up and at the end with a 95% interval over seeds, wall time, and the peak memory of the process tree.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided, by number of seeds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: success after the warm-up and at the end, wall seconds, peak GiB."""
+
+    warm: float
+    final: float
+    seconds: float
+    gib: float
+
+
+def measure(method: str, seed: int, folder: Path, overrides: list[str]) -> Outcome:
+    """Run (or read) one point."""
+    record = folder / "measured.json"
+    if not record.exists():
+        command = [sys.executable, "-m", "recipe.amft.main", f"method={method}", f"amft.run_dir={folder}"]
+        seeds = [f"data.seed={seed}", f"amft.demonstrations.seed={seed}", f"amft.rollout_seed={seed}"]
+        started = time.monotonic()
+        process = subprocess.Popen([*command, "amft.overwrite=true", *seeds, *overrides])
+        peak = peak_memory(process)
+        if process.returncode:
+            raise SystemExit(f"error: {' '.join(command)} ended with status {process.returncode}.")
+        record.write_text(json.dumps({"seconds": time.monotonic() - started, "gib": peak}))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validated = [row for row in rows if "val/success" in row]
+    warm = [row for row in validated if row["phase"] == "warm-up"]
+    return Outcome(warm[-1]["val/success"], validated[-1]["val/success"], **json.loads(record.read_text()))
+
+
+def peak_memory(process: subprocess.Popen) -> float:
+    """Largest sum of proportional set sizes over the process and its descendants, GiB, sampled until it ends."""
+    peak = 0
+    while process.poll() is None:
+        total = 0
+        try:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            break
+        for member in family:
+            try:
+                total += member.memory_full_info().pss
+            except psutil.Error:
+                continue
+        peak = max(peak, total)
+        time.sleep(1)
+    process.wait()
+    return peak / 2**30
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half width of the 95% interval (Student's t) in percent."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.1%}"
+    half = STUDENT_95.get(len(values), 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.1%} ± {half:.1%}"
+
+
+def table(outcomes: dict[str, list[Outcome]]) -> str:
+    lines = [
+        "| method | success after warm-up | success at the end | each seed | wall time | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, runs in outcomes.items():
+        each = ", ".join(f"{run.final:.1%}" for run in runs)
+        lines.append(
+            f"| {method} | {interval([run.warm for run in runs])} | {interval([run.final for run in runs])} | {each} "
+            f"| {statistics.mean(run.seconds for run in runs):.0f} s | {max(run.gib for run in runs):.1f} GiB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=["sft", "grpo", "amft"])
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"))
+    arguments, overrides = parser.parse_known_args()
+    outcomes: dict[str, list[Outcome]] = {method: [] for method in arguments.methods}
+    for seed in arguments.seeds:
+        for method in arguments.methods:
+            outcomes[method].append(measure(method, seed, arguments.out / f"{method}-{seed}", overrides))
+    text = table(outcomes)
+    (arguments.out / "table.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The mathematics of AMFT: pure functions of tensors and frozen dataclasses."""

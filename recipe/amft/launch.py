@@ -1,0 +1,101 @@
+"""Start what a run consists of, train, and stop all of it again.
+
+The driver is this process: Ray holds the workers (actor, rollout, critic, reward, agent loops) and nothing of ours.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+from omegaconf import OmegaConf, open_dict
+
+from recipe.amft.config import AMFTConfig
+from recipe.amft.process import process_variables
+from recipe.amft.run_folder import RunFolder
+from verl_ext.session import ray_session
+from verl_ext.watchdog import Watchdog
+
+FORWARDED = ("VERL_PLATFORM", "VERL_USE_EXTERNAL_MODULES")
+
+
+def train(config, settings: AMFTConfig, folder: RunFolder, body: Callable | None = None) -> None:
+    """One run from start (or its last checkpoint) to the finished folder.
+
+    `body(trainer, agent_loops)` is what happens once all workers stand; by default `AMFTTrainer.fit`.
+    """
+    started = process_start()
+    folder.open(config)
+    variables = {
+        name: os.environ[name]
+        for name in (*process_variables(has_gpu=config.trainer.device != "cpu"), *FORWARDED)
+        if name in os.environ
+    }
+    os.environ.setdefault("TENSORBOARD_DIR", str(folder.path / "tensorboard"))
+    os.environ.setdefault("WANDB_DIR", str(folder.path))
+    os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(folder.path / "tracking.jsonl"))
+    with open_dict(config):
+        config.transfer_queue.enable = True
+    OmegaConf.resolve(config)
+    folder.say(f"run folder {folder.path}; starting Ray and the workers")
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        with folder.quiet_console(), ray_session(config, variables, folder.logs):
+            fit(config, settings, folder, started, body)
+    except BaseException as error:
+        folder.say(f"failed ({type(error).__name__}); the workers' logs are in {folder.logs}")
+        raise
+    folder.finish()
+    folder.say(f"finished in {time.time() - started:.0f} s: {folder.path}")
+
+
+def stop(number: int, frame) -> None:
+    """End by an exception, so that Ray is shut down; further signals do not interrupt that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def process_start() -> float:
+    """When this process was started, in seconds since the epoch: imports count too."""
+    return psutil.Process().create_time()
+
+
+def fit(config, settings: AMFTConfig, folder: RunFolder, started: float, body: Callable | None) -> None:
+    """Build the trainer and the agent loops on the running Ray session, and train."""
+    import transfer_queue as tq
+    from verl.trainer.ppo.v1 import AgentLoopManagerTQ
+    from verl.utils.tracking import Tracking
+
+    from recipe.amft.trainer import AMFTTrainer
+
+    tq.init(config.transfer_queue)
+    tracking = None
+    succeeded = False
+    try:
+        trainer = AMFTTrainer(config, settings, folder, Watchdog(settings.limits.phase_seconds))
+        trainer.init()
+        agent_loops = AgentLoopManagerTQ.create(
+            config=config,
+            llm_client=trainer.get_llm_client(),
+            teacher_client=trainer.get_teacher_client(),
+            reward_loop_worker_handles=trainer.get_reward_handles(),
+        )
+        backends = list(config.trainer.logger)
+        if backends:
+            tracking = Tracking(
+                project_name=config.trainer.project_name,
+                experiment_name=config.trainer.experiment_name,
+                default_backend=backends,
+                config=OmegaConf.to_container(config, resolve=True),
+            )
+            folder.tracking = tracking.log
+        folder.say(f"workers ready after {time.time() - started:.0f} s")
+        (body or AMFTTrainer.fit)(trainer, agent_loops)
+        succeeded = True
+    finally:
+        folder.close()
+        if tracking is not None:
+            tracking.finish(exit_code=0 if succeeded else 1)
+        tq.close()

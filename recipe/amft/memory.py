@@ -1,0 +1,247 @@
+"""How much memory a GPU needs, estimated from the architecture and the configuration, before anything is loaded.
+
+An estimate for sizing, not a measurement: FSDP2 shards of weights, gradients and moments are exact, activations are
+counted for decoder-only transformers with FlashAttention (no T x T matrices), library overheads are one number.
+Legend: P parameters, L layers, h hidden size, a query width, k key width, f feed-forward width, V vocabulary, N tokens
+of a micro-batch, b bytes per element of the computation.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from recipe.amft.config_checks import ACTOR, ROLLOUT, Run
+
+GIB = 2**30
+OVERHEAD_GIB = 3.0  # CUDA context, NCCL buffers, fragmentation
+BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2}
+QKV_BIAS = {"qwen2": True, "qwen3": False, "llama": False, "mistral": False}  # the families that are counted
+QUERY_KEY_NORM = ("qwen3",)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers of a Hugging Face `config.json` that decide size; `head_dim` None is hidden size / heads."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    tie_word_embeddings: bool = False
+    head_dim: int | None = None
+    attention_bias: bool | None = None
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Architecture | None":
+        """From `config.json` or `amft.model.architecture`; None for a family that is not counted."""
+        if values.get("model_type") not in QKV_BIAS:
+            return None
+        known = {item.name: values[item.name] for item in fields(cls) if values.get(item.name) is not None}
+        missing = [name for name in list(cls.__annotations__)[:7] if name not in known]
+        if missing:
+            raise ValueError(
+                f"the architecture {dict(values)!r} has no {', '.join(missing)}; give the numbers of the model's "
+                "config.json in amft.model.architecture."
+            )
+        return cls(**known)
+
+    @property
+    def query_width(self) -> int:
+        return self.num_attention_heads * (self.head_dim or self.hidden_size // self.num_attention_heads)
+
+    @property
+    def key_width(self) -> int:
+        return self.query_width // self.num_attention_heads * self.num_key_value_heads
+
+    @property
+    def layer_parameters(self) -> int:
+        """2 a h + 2 k h + 3 f h, two norms, and the family's biases or query/key norms."""
+        h, a, k = self.hidden_size, self.query_width, self.key_width
+        count = 2 * a * h + 2 * k * h + 3 * self.intermediate_size * h + 2 * h
+        if self.attention_bias or (self.attention_bias is None and QKV_BIAS[self.model_type]):
+            count += a + 2 * k + (h if self.attention_bias and self.model_type != "qwen2" else 0)
+        if self.model_type in QUERY_KEY_NORM:
+            count += 2 * a // self.num_attention_heads
+        return count
+
+    @property
+    def num_parameters(self) -> int:
+        """P = L layers + embedding + output head (unless tied) + last norm."""
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * self.layer_parameters + embeddings + self.hidden_size
+
+
+def read_architecture(settings, model_path: str | None) -> Architecture | None:
+    """The model folder's `config.json`, else `amft.model.architecture`; None when neither says."""
+    file = Path(model_path or "") / "config.json"
+    if model_path and file.is_file():
+        return Architecture.from_mapping(json.loads(file.read_text()))
+    given = settings.model.get("architecture")
+    return Architecture.from_mapping(given) if given else None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A part of a GPU's memory: its size in bytes, the formula in words, and the key that makes it smaller."""
+
+    name: str
+    size: float
+    formula: str
+    knob: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one GPU holds while it trains and while it generates; `total_gib` None is unknown."""
+
+    training: tuple[Item, ...]
+    generation: tuple[Item, ...]
+    total_gib: float | None
+
+    def check(self) -> None:
+        """ValueError, naming the largest part and its key, when a phase does not fit."""
+        for phase, items in (("training", self.training), ("generation", self.generation)):
+            needed = total(items)
+            if self.total_gib is not None and needed > self.total_gib * GIB:
+                largest = max((item for item in items if item.knob), key=lambda item: item.size)
+                raise ValueError(
+                    f"{phase} needs about {needed / GIB:.1f} GiB per GPU, more than amft.gpu_memory_gib="
+                    f"{self.total_gib:g}; the largest part is {largest.name} with {largest.size / GIB:.1f} GiB "
+                    f"({largest.formula}): {largest.knob} (dry_run=true lists all parts)."
+                )
+
+
+def total(items: tuple[Item, ...]) -> float:
+    return sum(item.size for item in items)
+
+
+def estimate(run: Run, architecture: Architecture, total_gib: float | None) -> Memory:
+    """The two phases of a step."""
+    engine = run.config.actor_rollout_ref.actor.fsdp_config
+    resident = tuple(item for item in _resident(run, architecture) if item.size)
+    training = resident + tuple(item for item in _transient(run, architecture) if item.size)
+    # Offloading empties the GPU between the phases, not during training.
+    offloaded = {"weights": engine.param_offload, "AdamW moments": engine.optimizer_offload}
+    generation = tuple(item for item in resident if not offloaded.get(item.name))
+    if run.config.trainer.device != "cpu":
+        overhead = Item("overhead", OVERHEAD_GIB * GIB, "CUDA context, NCCL, fragmentation")
+        training, generation = (*training, overhead), (*generation, overhead)
+    if total_gib is not None:
+        rollout = run.config.actor_rollout_ref.rollout
+        share = rollout.gpu_memory_utilization
+        knob = f"lower {ROLLOUT}.gpu_memory_utilization={share}"
+        vllm = Item("vLLM", share * total_gib * GIB, f"{ROLLOUT}.gpu_memory_utilization={share} of the GPU", knob)
+        generation = (*generation, vllm)
+        if not rollout.free_cache_engine:  # without sleep mode it stays
+            training = (*training, vllm)
+    return Memory(training, generation, total_gib)
+
+
+def _resident(run: Run, architecture: Architecture) -> list[Item]:
+    """What stays between the phases: shards of weights and moments, and those of reference and critic."""
+    engine, shards = run.config.actor_rollout_ref.actor.fsdp_config, _shard_group(run)
+    count, width = architecture.num_parameters, BYTES[engine.model_dtype]
+    knob = f"more GPUs, or {ACTOR}.fsdp_config.param_offload=true between the phases"
+    items = [
+        Item("weights", count * width / shards, f"P x {width} / {shards}", knob),
+        Item("AdamW moments", 2 * count * width / shards, f"P x {2 * width} / {shards}", knob),
+    ]
+    if run.config.actor_rollout_ref.actor.use_kl_loss or run.config.algorithm.use_kl_in_reward:
+        items.append(Item("reference policy", count * 4 / shards, f"P x 4 / {shards}", "leave the KL terms out"))
+    if run.uses_critic:
+        knob = "more GPUs, or critic.fsdp.param_offload=true and critic.fsdp.optimizer_offload=true"
+        items.append(Item("critic", count * 12 / shards, f"P x 12 / {shards}, weights and moments", knob))
+    return items
+
+
+def _transient(run: Run, architecture: Architecture) -> list[Item]:
+    """What a training step adds: gradients, the tangent, gathered layers, activations, logits."""
+    engine, needs, shards = run.config.actor_rollout_ref.actor.fsdp_config, run.needs, _shard_group(run)
+    count, width = architecture.num_parameters, BYTES[engine.model_dtype]
+    shard, more_ranks = count * width / shards, "more GPUs"
+    tangents = 3 if run.settings.controller.meta.inner == "adamw" else 1
+    items = [
+        Item("gradient", shard, f"P x {width} / {shards}", more_ranks),
+        Item("gradient set aside", shard * (needs.rollouts and needs.demonstrations), "one more shard", more_ranks),
+        Item(
+            "tangent d theta / d mu",
+            shard * tangents * needs.track_tangent,
+            f"{tangents} more shards, for inner={run.settings.controller.meta.inner}",
+            "amft.controller.meta.inner=clipped holds 1 instead of 3, or more GPUs",
+        ),
+        _gathered_layers(run, architecture),
+        _activations(run, architecture),
+        _logits(run, architecture),
+    ]
+    if engine.use_no_sync_for_gradient_accumulation:
+        knob = f"{ACTOR}.fsdp_config.use_no_sync_for_gradient_accumulation=false"
+        items.append(Item("unsharded gradients", count * 4, "P x 4, until the last micro-batch", knob))
+    return items
+
+
+def _gathered_layers(run: Run, architecture: Architecture) -> Item:
+    unit = max(architecture.layer_parameters, architecture.vocab_size * architecture.hidden_size)
+    if _shard_group(run) == 1:
+        return Item("gathered layers", 0.0, "nothing is sharded")
+    return Item("gathered layers", 3 * unit * _width(run), "3 of the largest: this one, the next, a gradient")
+
+
+def _activations(run: Run, architecture: Architecture) -> Item:
+    """Per token and layer 6 h + 3 a + 4 k + 4 f elements (norms, queries, keys, values, feed-forward).
+
+    With gradient checkpointing h for every layer and the full count for one.
+    """
+    h, f = architecture.hidden_size, architecture.intermediate_size
+    a, k = architecture.query_width, architecture.key_width
+    layers, per_layer = architecture.num_hidden_layers, 6 * h + 3 * a + 4 * k + 4 * f
+    checkpointing = run.config.actor_rollout_ref.model.enable_gradient_checkpointing
+    elements = layers * h + per_layer if checkpointing else layers * per_layer
+    formula = "N b (L h + one layer's 6h + 3a + 4k + 4f)" if checkpointing else "N b L (6h + 3a + 4k + 4f)"
+    return Item("activations", _micro_batch_tokens(run) * elements * _width(run), formula, _token_knob(run))
+
+
+def _logits(run: Run, architecture: Architecture) -> Item:
+    """Logits, and the larger of their gradient and what the entropy takes: softmax and product in fp32, 8 V per token.
+
+    Chunked and checkpointed (both) the entropy takes that of one chunk, whose logits are copied to fp32 too.
+    """
+    engine, tokens = run.config.actor_rollout_ref.actor.fsdp_config, _micro_batch_tokens(run)
+    chunked = engine.entropy_from_logits_with_chunking and engine.entropy_checkpointing
+    entropy = 12 * min(tokens, engine.entropy_from_logits_chunk_size) if chunked else 8 * tokens
+    size = architecture.vocab_size * (tokens * _width(run) + max(tokens * _width(run), entropy))
+    formula = f"N V b + max(N V b, {'12 V chunk' if chunked else '8 N V'})"
+    return Item("logits and entropy", size, formula, _token_knob(run))
+
+
+def _micro_batch_tokens(run: Run) -> int:
+    """N, at most."""
+    actor = run.config.actor_rollout_ref.actor
+    if actor.use_dynamic_bsz:
+        return actor.ppo_max_token_len_per_gpu
+    rows = run.shape.rollouts_per_step // run.shape.num_mini_batches // run.shape.data_parallel
+    size = min(actor.ppo_micro_batch_size_per_gpu or rows, rows)
+    return size * run.shape.sequence_length // run.shape.sequence_parallel
+
+
+def _token_knob(run: Run) -> str:
+    actor = run.config.actor_rollout_ref.actor
+    name = "ppo_max_token_len_per_gpu" if actor.use_dynamic_bsz else "ppo_micro_batch_size_per_gpu"
+    return f"lower {ACTOR}.{name}={actor[name]}"
+
+
+def _shard_group(run: Run) -> int:
+    size = run.config.actor_rollout_ref.actor.fsdp_config.fsdp_size
+    return size if 0 < size < run.shape.num_ranks else run.shape.num_ranks
+
+
+def _width(run: Run) -> int:
+    """b, bytes per element of the computation; verl's default is bfloat16."""
+    name = OmegaConf.select(run.config, f"{ACTOR}.fsdp_config.mixed_precision.param_dtype")
+    return BYTES[name or "bfloat16"]

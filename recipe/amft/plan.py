@@ -1,0 +1,162 @@
+"""What a run will do, counted before it starts: the report of `dry_run=true`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from recipe.amft.config_checks import Run
+from recipe.amft.memory import GIB, Architecture, Item, Memory, total
+from recipe.amft.methods import Method, StepPlan
+
+
+def union(plans: Iterable[StepPlan]) -> StepPlan:
+    """Everything that any of the steps needs."""
+    plans = list(plans)
+    return StepPlan(
+        rollouts=any(plan.rollouts for plan in plans),
+        demonstrations=any(plan.demonstrations for plan in plans),
+        utility=any(plan.utility for plan in plans),
+        track_tangent=any(plan.track_tangent for plan in plans),
+        paired=any(plan.paired for plan in plans),
+        rehearsal=any(plan.rehearsal for plan in plans),
+        learns=any(plan.learns for plan in plans),
+        collected=any(plan.collected for plan in plans),
+        preferences=any(plan.preferences for plan in plans),
+    )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Whole-run totals; tokens are upper bounds, for every sequence may be as long as allowed."""
+
+    warm_up_steps: int
+    training_steps: int
+    optimizer_steps: int
+    meta_updates: int
+    validations: int
+    checkpoints: int
+    rollouts: int
+    utility_rollouts: int
+    validation_rollouts: int | None  # None: the validation data is not there to be counted
+    demonstrations: int
+    generated_tokens: int  # without validation
+    trained_tokens: int
+
+
+def count(run: Run, method: Method, num_training_steps: int, num_validation_rows: int | None) -> Counts:
+    """Count by asking the method for the plan of every step."""
+    shape, settings = run.shape, run.settings
+    plans = [method.plan(step, method.initial_state()) for step in range(num_training_steps)]
+    warm_up = settings.warm_up.steps
+    meta_updates = sum(plan.utility for plan in plans)
+    rollouts = sum(plan.rollouts for plan in plans) * shape.rollouts_per_step
+    demonstrations = (warm_up + sum(plan.demonstrations for plan in plans)) * settings.demonstrations.batch_size
+    utility = meta_updates * settings.utility.num_prompts * settings.utility.rollouts_per_prompt
+    validations = _validations(run, warm_up, warm_up + num_training_steps)
+    validated = None
+    if num_validation_rows is not None:
+        validated = validations * num_validation_rows * shape.rollouts_per_validation_prompt
+    return Counts(
+        warm_up_steps=warm_up,
+        training_steps=num_training_steps,
+        optimizer_steps=(warm_up + num_training_steps) * shape.num_mini_batches,
+        meta_updates=meta_updates,
+        validations=validations,
+        checkpoints=num_due(run.config.trainer.save_freq, warm_up + num_training_steps),
+        rollouts=rollouts,
+        utility_rollouts=utility,
+        validation_rollouts=validated,
+        demonstrations=demonstrations,
+        generated_tokens=(rollouts + utility) * shape.response_length,
+        trained_tokens=(rollouts + utility + demonstrations) * shape.sequence_length,
+    )
+
+
+def num_due(every: int, num_steps: int) -> int:
+    """How often something is due every `every` steps and at the end; never when `every` is not positive."""
+    return 0 if every <= 0 else num_steps // every + (num_steps % every != 0)
+
+
+def _validations(run: Run, warm_up: int, num_steps: int) -> int:
+    """One before training, those that are due, and one right after the warm-up."""
+    every = run.config.trainer.test_freq
+    after_warm_up = every > 0 and warm_up > 0 and warm_up % every != 0 and warm_up != num_steps
+    return int(run.config.trainer.val_before_train) + num_due(every, num_steps) + int(after_warm_up)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and take.
+
+    Attributes:
+        run: what it was made from.
+        counts: None when the number of steps is not known.
+        architecture, memory: None when the model is not known.
+        findings: what a real run would refuse.
+    """
+
+    run: Run
+    counts: Counts | None
+    architecture: Architecture | None
+    memory: Memory | None
+    findings: tuple[str, ...] = ()
+
+    def report(self) -> str:
+        """A readable table."""
+        sections = [self._head(), self._counts(), self._memory(), self._findings()]
+        return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+    def _head(self) -> list[str]:
+        config, shape = self.run.config, self.run.shape
+        size = f", {self.architecture.num_parameters / 1e9:.3f} B parameters" if self.architecture else ""
+        step = (
+            f"{shape.train_batch_size} prompts x {shape.rollouts_per_prompt} rollouts, "
+            f"{self.run.settings.demonstrations.batch_size} demonstrations; mini-batches: {shape.num_mini_batches}"
+        )
+        return [
+            f"Plan of {self.run.settings.run_dir}",
+            _row("method", f"{self.run.settings.method.name}, advantages {config.algorithm.adv_estimator}"),
+            _row("model", f"{config.actor_rollout_ref.model.path}{size}"),
+            _row("machine", f"{shape.num_nodes} x {shape.gpus_per_node} ranks, {config.trainer.device}"),
+            _row("step", step),
+            _row("lengths", f"{shape.prompt_length} + {shape.response_length} tokens"),
+        ]
+
+    def _counts(self) -> list[str]:
+        counts = self.counts
+        if counts is None:
+            return []
+        validated = "unknown" if counts.validation_rollouts is None else f"{counts.validation_rollouts:,}"
+        return [
+            "In all",
+            _row("warm-up steps", f"{counts.warm_up_steps:,}"),
+            _row("training steps", f"{counts.training_steps:,}"),
+            _row("optimiser steps", f"{counts.optimizer_steps:,}"),
+            _row("meta-updates", f"{counts.meta_updates:,}"),
+            _row("validations", f"{counts.validations:,} ({validated} rollouts)"),
+            _row("checkpoints", f"{counts.checkpoints:,}"),
+            _row("rollouts", f"{counts.rollouts:,} for training, {counts.utility_rollouts:,} for meta-updates"),
+            _row("demonstrations", f"{counts.demonstrations:,}"),
+            _row("tokens, at most", f"{counts.generated_tokens:,} generated, {counts.trained_tokens:,} trained on"),
+        ]
+
+    def _memory(self) -> list[str]:
+        if self.memory is None:
+            return ["Memory: not estimated (no config.json and no amft.model.architecture of a known family)"]
+        limit = f" of {self.memory.total_gib:g}" if self.memory.total_gib is not None else ""
+        unit = "rank" if self.run.config.trainer.device == "cpu" else "GPU"
+        lines = [f"Memory per {unit}, GiB, estimated (formulas: recipe/amft/memory.py)"]
+        for phase, items in (("training", self.memory.training), ("generation", self.memory.generation)):
+            lines.append(_row(phase, f"{total(items) / GIB:7.2f}{limit}"))
+            lines += [_item(item) for item in items]
+        return lines
+
+    def _findings(self) -> list[str]:
+        return ["A run would be refused now:", *(f"  - {text}" for text in self.findings)] if self.findings else []
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name:<18}{value}"
+
+
+def _item(item: Item) -> str:
+    return f"    {item.name:<26}{item.size / GIB:7.2f}  {item.formula}"

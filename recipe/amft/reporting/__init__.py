@@ -1,0 +1,1 @@
+"""From run folders to figures and tables: pure functions of what a run has written."""

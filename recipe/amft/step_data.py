@@ -1,0 +1,270 @@
+"""What a step learns from: prompts, rollouts by prompt, demonstrations, and how all of it is cut into mini-batches."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+
+from recipe.amft.config import AMFTConfig
+from recipe.amft.data.demonstrations import (
+    Demonstration,
+    DemonstrationStream,
+    DemonstrationTokenizer,
+    collate,
+    load_demonstrations,
+    row_identity,
+)
+from recipe.amft.methods import Choice, Groups, Method, StepPlan
+from recipe.amft.tasks.environment import begin
+from verl_ext.trainer import PromptStream, RecipeTrainer, balanced_partitions
+
+WeightedDemonstrations = list[tuple[Demonstration, float]]
+
+
+@dataclass
+class StepData:
+    """The rollouts and demonstrations of one step, with the counts that a method may ask for."""
+
+    rollouts: KVBatchMeta | None
+    demonstrations: WeightedDemonstrations
+    in_pairs: bool = False  # better and worse answers in turn
+    num_tokens: dict[str, int] = field(default_factory=dict)
+    num_sequences: dict[str, int] = field(default_factory=dict)
+
+
+class StepDataTrainer(RecipeTrainer):
+    """The data side of the driver."""
+
+    settings: AMFTConfig
+    method: Method
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        settings, config = self.settings, self.config
+        self.demonstration_rewards: dict[str, float] = {}
+        self.forget_collected()
+        self.num_steps = settings.warm_up.steps + self.total_training_steps
+        self.num_mini_batches = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
+        self.prompts = PromptStream(self.train_dataloader, "train")
+        self.utility_prompts = None
+        if settings.utility.files:
+            loader = self.make_prompt_loader(list(settings.utility.files), settings.utility.num_prompts)
+            self.utility_prompts = PromptStream(loader, "utility")
+        tokenize = DemonstrationTokenizer(
+            self.tokenizer,
+            self.hf_model_type,
+            max_prompt_length=config.data.max_prompt_length,
+            max_response_length=config.data.max_response_length,
+            template_kwargs=dict(config.data.apply_chat_template_kwargs),
+        )
+        rows, self.reasons_left_out = load_demonstrations(
+            settings.demonstrations.files or list(config.data.train_files), tokenize, settings.demonstrations.on_bad_row
+        )
+        self.demonstration_of = {row.row_id: row for row in rows}
+        if len(self.demonstration_of) < len(rows) and self.method.plan(0, self.method.initial_state()).paired:
+            raise ValueError(
+                f"{len(rows)} demonstrations have only {len(self.demonstration_of)} different ids (extra_info.id, or "
+                f"split and index), by which method={settings.method.name} finds demonstrations; make them unique."
+            )
+        self.show_demonstrations()
+        self.demonstrations = DemonstrationStream(
+            rows, settings.demonstrations.batch_size, settings.demonstrations.seed
+        )
+
+    def demonstration(self, row_id: str) -> Demonstration:
+        """The demonstration of a training row; RuntimeError where a method needs one that is not there."""
+        if row_id not in self.demonstration_of:
+            raise RuntimeError(
+                f"method={self.settings.method.name} learns the demonstrations of its own prompts, and row {row_id!r} "
+                "of data.train_files has none among the demonstrations: leave amft.demonstrations.files empty, give "
+                "every row a target within the limits, and keep amft.demonstrations.on_bad_row=refuse."
+            )
+        return self.demonstration_of[row_id]
+
+    def forget_collected(self) -> None:
+        self.collected: list[tuple[Demonstration, float]] = []
+        self.collected_stream: DemonstrationStream | None = None
+        self.collected_position = {"epoch": 0, "position": 0}
+
+    def show_demonstrations(self) -> None:
+        """Tell the method the demonstrations' texts, if it reads them."""
+        if self.method.reads_demonstrations:
+            decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+            rows = self.demonstration_of.items()
+            self.method.read_demonstrations(
+                {row_id: decode(row.prompt) for row_id, row in rows},
+                {row_id: decode(row.response) for row_id, row in rows},
+            )
+
+    # ---- rollouts ----------------------------------------------------------------------------------------------
+
+    def groups(self, batch: KVBatchMeta) -> tuple[Groups, dict[str, float]]:
+        """The step's rollouts by prompt, and their metrics. An episode of several rows counts once, by its last."""
+        fields = self.fetch(batch, "rm_scores", "response_mask")
+        scores = fields["rm_scores"].to_padded_tensor(0.0).sum(-1).double()
+        self.num_learned_tokens = dict(
+            zip(batch.keys, fields["response_mask"].to_padded_tensor(0).sum(-1).tolist(), strict=True)
+        )
+        last_row = {key.rsplit("_", 1)[0]: row for row, key in enumerate(batch.keys)}
+        self.rollout_of_row = torch.tensor([list(last_row).index(key.rsplit("_", 1)[0]) for key in batch.keys])
+        prompts = torch.tensor([int(rollout.split("_")[0].rsplit("-", 1)[1]) for rollout in last_row])
+        rewards = scores[list(last_row.values())]
+        expected = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
+        metrics = {
+            "rl/reward": rewards.mean().item(),
+            "rl/response_length": sum(tag["response_len"] for tag in batch.tags) / len(batch),
+            "data/failed_rollouts": float(expected - len(rewards)),
+        }
+        row_ids = [row_identity(row) for row in self.prompts.rows]
+        demonstration_rewards = None
+        if self.method.scores_demonstrations:
+            demonstration_rewards = torch.tensor(
+                [self.demonstration_reward(row) for row in self.prompts.rows], dtype=torch.float64
+            )
+        return Groups(prompts, rewards, row_ids, demonstration_rewards), metrics
+
+    def keep(self, batch: KVBatchMeta, choice: Choice) -> KVBatchMeta | None:
+        """The rollouts that the method keeps, with its advantages; the others are deleted. None when none is left."""
+        if choice.advantages is not None:
+            self.put_per_sequence(batch, "advantages", choice.advantages.float()[self.rollout_of_row])
+        if choice.keep is None or bool(choice.keep.all()):
+            return batch
+        kept = choice.keep[self.rollout_of_row].tolist()
+        self.clear(batch.select_keys([key for key, keep in zip(batch.keys, kept, strict=True) if not keep]))
+        if not any(kept):
+            return None
+        return batch.select_keys([key for key, keep in zip(batch.keys, kept, strict=True) if keep])
+
+    def demonstration_reward(self, row: Mapping) -> float:
+        """What the environment gives for a row's demonstration, from the same verifier as for rollouts; asked once."""
+        row_id = row_identity(row)
+        if row_id not in self.demonstration_rewards:
+            environment, _ = begin(row, self.settings.task.get("environment"))
+            _, reward, _, _, _ = environment.step(row["target"][0]["content"])
+            self.demonstration_rewards[row_id] = float(reward)
+        return self.demonstration_rewards[row_id]
+
+    # ---- demonstrations ----------------------------------------------------------------------------------------
+
+    def step_data(
+        self, plan: StepPlan, choice: Choice, row_ids: Sequence[str], rollouts: KVBatchMeta | None
+    ) -> StepData:
+        """The chosen demonstrations beside the rollouts, counted."""
+        demonstrations: WeightedDemonstrations = []
+        if plan.demonstrations and plan.paired:
+            weights = choice.demonstration_weights
+            given = [1.0] * len(choice.demonstrated) if weights is None else weights.tolist()
+            pairs = zip(choice.demonstrated, given, strict=True)
+            demonstrations = [(self.demonstration(row_ids[prompt]), weight) for prompt, weight in pairs]
+        elif plan.demonstrations and plan.collected:
+            demonstrations = [(row, 1.0) for row in self.next_collected(plan)]
+        elif plan.demonstrations:
+            demonstrations = [(row, 1.0) for row in self.demonstrations.next()]
+        data = StepData(rollouts, demonstrations, in_pairs=plan.preferences)
+        data.num_tokens["demonstration"] = sum(len(row.response) for row, _ in demonstrations)
+        data.num_sequences["demonstration"] = len(demonstrations)
+        data.num_tokens["rollout"] = sum(self.num_learned_tokens[key] for key in rollouts.keys) if rollouts else 0
+        data.num_sequences["rollout"] = len(rollouts) if rollouts else 0
+        return data
+
+    def mini_batches_of(self, data: StepData) -> list[tuple[WeightedDemonstrations, KVBatchMeta | None]]:
+        """Cut both halves into the step's mini-batches; those without anything to learn from are left out."""
+        count = self.num_mini_batches
+        rollouts: list[KVBatchMeta | None] = [None] * count
+        if data.rollouts is not None:
+            rollouts = [part if has_tokens(part) else None for part in self.mini_batches(data.rollouts, count)]
+        parts = zip(self.cut(data.demonstrations, unit=2 if data.in_pairs else 1), rollouts, strict=True)
+        return [(part, batch) for part, batch in parts if part or batch is not None]
+
+    def cut(self, demonstrations: WeightedDemonstrations, unit: int = 1) -> list[WeightedDemonstrations]:
+        """The step's mini-batches of demonstrations: parts of whole units in order, as equal as can be."""
+        share, longer = divmod(len(demonstrations) // unit, self.num_mini_batches)
+        starts = [unit * (index * share + min(index, longer)) for index in range(self.num_mini_batches + 1)]
+        return [demonstrations[start:end] for start, end in itertools.pairwise(starts)]
+
+    # ---- collected rollouts ------------------------------------------------------------------------------------
+
+    def collect_rollouts(self, batch: KVBatchMeta, choice: Choice, groups: Groups) -> None:
+        """Keep the chosen rollouts as demonstrations, with their rewards; of a longer episode every row."""
+        if choice.collect is None:
+            return
+        fields = self.fetch(batch, "prompts", "responses", "response_mask")
+        columns = zip(*(fields[name].unbind() for name in ("prompts", "responses", "response_mask")), strict=True)
+        for (prompt, response, mask), rollout in zip(columns, self.rollout_of_row.tolist(), strict=True):
+            if choice.collect[rollout]:
+                row_id = groups.row_ids[int(groups.prompts[rollout])]
+                row = Demonstration(row_id, prompt.tolist(), response.tolist(), mask.tolist())
+                self.collected.append((row, float(groups.rewards[rollout])))
+
+    def next_collected(self, plan: StepPlan) -> list[Demonstration]:
+        """The next batch of collected rollouts, or of pairs of them; RuntimeError when there are none."""
+        if self.collected_stream is None:
+            rows, rewards = [row for row, _ in self.collected], [reward for _, reward in self.collected]
+            units = [(row,) for row in rows]
+            if plan.preferences:
+                pairs = self.method.pairs([row.row_id for row in rows], rewards)
+                units = [(rows[better], rows[worse]) for better, worse in pairs]
+            if not units:
+                raise RuntimeError(
+                    f"method={self.settings.method.name}: the {len(rows)} collected rollouts give nothing to learn "
+                    "from (no prompt has a correct one, or none has both kinds); sample more, or from a better model."
+                )
+            batch_size = min(self.settings.demonstrations.batch_size, len(units))
+            self.collected_stream = DemonstrationStream(units, batch_size, self.settings.demonstrations.seed)
+            self.collected_stream.load_state_dict(self.collected_position)
+        chosen = self.collected_stream.next()
+        self.collected_position = self.collected_stream.state_dict()
+        return [row for unit in chosen for row in unit]
+
+    def weigh_pairs(self, rows: WeightedDemonstrations) -> WeightedDemonstrations:
+        """Better and worse answers in turn, with the method's weights for the policy as it is now."""
+        batch, order = self.to_batch(rows), self.row_order(rows)
+        sums = self.actor_rollout_wg.sequence_log_probs(batch)
+        place = torch.tensor([order.index(index) for index in range(len(rows))])
+        weights = self.method.pair_weights(sums["policy"][place], sums["reference"][place])
+        return [(row, weight) for (row, _), weight in zip(rows, weights.tolist(), strict=True)]
+
+    def stream_batches(self) -> list[WeightedDemonstrations]:
+        """The next batch of the demonstrations' own stream, cut into mini-batches."""
+        return self.cut([(row, 1.0) for row in self.demonstrations.next()])
+
+    def to_batch(self, rows: WeightedDemonstrations) -> TensorDict:
+        """Demonstrations as a batch whose rows are spread over the ranks by length; no-op rows fill the last rank."""
+        demonstrations, weights = zip(*rows, strict=True)
+        order = self.row_order(rows)
+        return collate(demonstrations, weights, num_padding=len(order) - len(rows), order=order)
+
+    def row_order(self, rows: WeightedDemonstrations) -> list[int]:
+        """Indices of the rows, and of those that fill up, rank by rank."""
+        num_ranks = self.data_parallel_size()
+        lengths = [len(row.prompt) + len(row.response) for row, _ in rows] + [2] * (-len(rows) % num_ranks)
+        return [index for part in balanced_partitions(torch.tensor(lengths), num_ranks) for index in part]
+
+    def loss_inputs(self, **extra) -> dict:
+        """Non-tensor inputs that verl's engine and policy loss read from a batch."""
+        actor, rollout = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout
+        return {
+            "temperature": rollout.temperature,
+            "calculate_entropy": actor.calculate_entropy or actor.entropy_coeff != 0,
+            "global_batch_size": actor.ppo_mini_batch_size * rollout.n,
+            "distillation_use_topk": False,
+            "distillation_only": False,
+            "compute_loss": True,
+        } | extra
+
+    def stream_metrics(self) -> dict[str, float]:
+        return {
+            "data/prompt_epoch": float(self.prompts.epoch),
+            "data/demonstration_epoch": float(self.demonstrations.epoch),
+            "data/utility_epoch": float(self.utility_prompts.epoch if self.utility_prompts else 0),
+            "data/demonstrations_left_out": float(len(self.reasons_left_out)),
+        }
+
+
+def has_tokens(batch: KVBatchMeta) -> bool:
+    """Whether any row is more than padding."""
+    return any(not tag.get("is_padding", False) for tag in batch.tags)

@@ -1,0 +1,557 @@
+"""Every token loss: plain loops, hand cases, analytic gradients, masks, micro-batches, identities, errors."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from recipe.amft.algorithm.losses import token_mean
+from recipe.amft.algorithm.token_losses import DEMONSTRATION_LOSSES, NEEDS_REFERENCE, TOKEN_LOSSES, LossSpec, Tokens
+
+LENGTHS = (4, 1, 2)  # learned tokens of the three sequences; a fourth position is masked out between the others
+MASK = torch.tensor([[1, 1, 1, 0, 1], [0, 1, 0, 0, 0], [1, 0, 0, 1, 0]])
+WEIGHTS = torch.tensor([[1.0], [-0.5], [2.0]], dtype=torch.float64)
+CASES = [LossSpec(name) for name in TOKEN_LOSSES] + [
+    LossSpec("iw_sft", {"tau": 2.0}),
+    LossSpec("iw_sft", {"largest": 0.9}),
+    LossSpec("sft_kl", {"direction": "reverse", "coefficient": 0.7}),
+    LossSpec("sft_kl", {"estimator": "k1"}),
+    LossSpec("sft_kl", {"direction": "reverse", "estimator": "k1"}),
+    LossSpec("shaped_probability", {"gamma": 0.3}),
+    LossSpec("entropy_aware_sft", {"coefficient": 0.1, "sign": 1.0}),
+    LossSpec("srft_demonstration", {"coefficient": 0.25, "sign": 1.0}),
+    LossSpec("srft_rollout", {"coefficient": 0.2, "negatives": 0.0}),
+]
+
+
+def identify(spec: LossSpec) -> str:
+    return "-".join([spec.name, *(f"{key}={value}" for key, value in spec.options.items())])
+
+
+every_case = pytest.mark.parametrize("spec", CASES, ids=identify)
+
+
+def chosen_logprobs(logits: Tensor, chosen: Tensor) -> Tensor:
+    return logits.log_softmax(-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+def logits_and_tokens(seed: int = 0) -> tuple[Tensor, Tensor, Tokens]:
+    """Logits (3, 5, 6) of a policy, the tokens chosen (3, 5), and `Tokens` with a reference and an old policy."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, reference, old = torch.randn(3, 3, 5, 6, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    chosen = torch.randint(6, (3, 5), generator=generator)
+    logs = logits.detach().log_softmax(-1)
+    return logits, chosen, Tokens(
+        logprobs=chosen_logprobs(logits, chosen),
+        mask=MASK,
+        weights=WEIGHTS,
+        entropy=-(logs.exp() * logs).sum(-1),
+        reference_logprobs=chosen_logprobs(reference, chosen),
+        old_logprobs=chosen_logprobs(old, chosen),
+    )  # fmt: skip
+
+
+def rows_of(tokens: Tokens, rows: slice | list[int]) -> Tokens:
+    return Tokens(**{name: None if value is None else value[rows] for name, value in vars(tokens).items()})
+
+
+def loss_and_gradient(spec: LossSpec, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """The mean over learned tokens, and its gradient in a fresh leaf of log-probabilities."""
+    leaf = tokens.logprobs.detach().clone().requires_grad_()
+    loss = token_mean(spec(replace(tokens, logprobs=leaf)), tokens.mask, num_tokens=int(MASK.sum()))
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), gradient
+
+
+# ---- against the formulas --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The learned tokens of one sequence as plain numbers: log-probabilities, entropies, and the sequence's weight."""
+
+    policy: list[float]
+    reference: list[float]
+    old: list[float]
+    entropies: list[float]
+    weight: float
+
+    @property
+    def entropy(self) -> float:
+        return sum(self.entropies) / len(self.entropies)
+
+    @property
+    def log_ratio(self) -> float:
+        """Mean over tokens of log p - log p_ref."""
+        return sum(a - b for a, b in zip(self.policy, self.reference, strict=True)) / len(self.policy)
+
+
+def answers_of(tokens: Tokens) -> list[tuple[Answer, list[int]]]:
+    """Each sequence with the positions of its learned tokens."""
+    found = []
+    for row in range(len(tokens.mask)):
+        positions = [column for column in range(tokens.mask.shape[1]) if tokens.mask[row, column]]
+
+        def numbers(values: Tensor, row: int = row, positions: list[int] = positions) -> list[float]:
+            return [values[row, column].item() for column in positions]
+
+        answer = Answer(
+            numbers(tokens.logprobs),
+            numbers(tokens.reference_logprobs),
+            numbers(tokens.old_logprobs),
+            numbers(tokens.entropy),
+            tokens.weights[row, 0].item(),
+        )
+        found.append((answer, positions))
+    return found
+
+
+def kl_term(a: Answer, t: int, direction: str, estimator: str) -> float:
+    p, q = math.exp(a.policy[t]), math.exp(a.reference[t])
+    ratio = q / p if direction == "forward" else p / q
+    return ratio - math.log(ratio) - 1 if estimator == "k3" else -math.log(ratio)
+
+
+def kl_slope(a: Answer, t: int, direction: str, estimator: str) -> float:
+    """d/d log p of the term above."""
+    p, q = math.exp(a.policy[t]), math.exp(a.reference[t])
+    if estimator == "k1":
+        return 1.0 if direction == "forward" else -1.0
+    return 1 - q / p if direction == "forward" else p / q - 1
+
+
+def probability(a: Answer, t: int) -> float:
+    return math.exp(a.policy[t])
+
+
+# name: (loss of token t, its derivative with respect to log p_t). Defaults are the papers' numbers.
+Formula = Callable[..., float]
+FORMULAS: dict[str, tuple[Formula, Formula]] = {
+    "sft": (lambda a, t: -a.weight * a.policy[t], lambda a, t: -a.weight),
+    "dft": (
+        lambda a, t: -a.weight * probability(a, t) * a.policy[t],
+        lambda a, t: -a.weight * probability(a, t),
+    ),
+    "dft_sentence": (
+        lambda a, t: -a.weight * math.prod(map(math.exp, a.policy)) * a.policy[t],
+        lambda a, t: -a.weight * math.prod(map(math.exp, a.policy)),
+    ),
+    "dft_geometric": (
+        lambda a, t: -a.weight * math.prod(map(math.exp, a.policy)) ** (1 / len(a.policy)) * a.policy[t],
+        lambda a, t: -a.weight * math.prod(map(math.exp, a.policy)) ** (1 / len(a.policy)),
+    ),
+    "chord_phi": (
+        lambda a, t: -a.weight * probability(a, t) * (1 - probability(a, t)) * a.policy[t],
+        lambda a, t: -a.weight * probability(a, t) * (1 - probability(a, t)),
+    ),
+    "iw_sft": (
+        lambda a, t, tau=1.0, largest=16.0: -a.weight * min(math.exp(tau * a.log_ratio), largest) * a.policy[t],
+        lambda a, t, tau=1.0, largest=16.0: -a.weight * min(math.exp(tau * a.log_ratio), largest),
+    ),
+    "sft_kl": (
+        lambda a, t, coefficient=0.2, direction="forward", estimator="k3": (
+            -a.weight * a.policy[t] + coefficient * kl_term(a, t, direction, estimator)
+        ),
+        lambda a, t, coefficient=0.2, direction="forward", estimator="k3": (
+            -a.weight + coefficient * kl_slope(a, t, direction, estimator)
+        ),
+    ),
+    "policy_gradient": (lambda a, t: -a.weight * a.policy[t], lambda a, t: -a.weight),
+    "importance_ratio": (
+        lambda a, t: -a.weight * probability(a, t) / math.exp(a.old[t]),
+        lambda a, t: -a.weight * probability(a, t) / math.exp(a.old[t]),
+    ),
+    "shaped_probability": (
+        lambda a, t, gamma=0.1: -a.weight * probability(a, t) / (probability(a, t) + gamma),
+        lambda a, t, gamma=0.1: -a.weight * gamma * probability(a, t) / (probability(a, t) + gamma) ** 2,
+    ),
+    "probability": (lambda a, t: -a.weight * probability(a, t), lambda a, t: -a.weight * probability(a, t)),
+    "entropy_aware_sft": (
+        lambda a, t, coefficient=0.5, sign=-1: -a.weight * coefficient * math.exp(sign * a.entropy) * a.policy[t],
+        lambda a, t, coefficient=0.5, sign=-1: -a.weight * coefficient * math.exp(sign * a.entropy),
+    ),
+    "srft_demonstration": (
+        lambda a, t, coefficient=0.5, sign=-1: (
+            -coefficient * math.exp(sign * a.entropy) * a.policy[t] - a.weight * probability(a, t)
+        ),
+        lambda a, t, coefficient=0.5, sign=-1: (
+            -coefficient * math.exp(sign * a.entropy) - a.weight * probability(a, t)
+        ),
+    ),
+    "srft_rollout": (
+        lambda a, t, coefficient=0.1, negatives=1.0: (
+            -coefficient * math.exp(a.entropy) * a.policy[t] if a.weight > 0 else negatives * a.policy[t]
+        ),
+        lambda a, t, coefficient=0.1, negatives=1.0: (
+            -coefficient * math.exp(a.entropy) if a.weight > 0 else negatives
+        ),
+    ),
+}  # fmt: skip
+
+
+def test_every_loss_has_a_formula() -> None:
+    """A new loss cannot be added without its plain formula here."""
+    assert set(FORMULAS) == set(TOKEN_LOSSES)
+    assert set(DEMONSTRATION_LOSSES) < set(TOKEN_LOSSES)
+
+
+@every_case
+def test_values_equal_the_formula_in_plain_loops(spec: LossSpec) -> None:
+    """Token by token, with each sequence's own mean, product or weight taken over its learned tokens only."""
+    _, _, tokens = logits_and_tokens()
+    values = spec(tokens)
+    assert values.shape == MASK.shape
+    for row, (answer, positions) in enumerate(answers_of(tokens)):
+        for t, column in enumerate(positions):
+            expected = FORMULAS[spec.name][0](answer, t, **spec.options)
+            assert values[row, column].item() == pytest.approx(expected, rel=1e-13, abs=1e-15)
+
+
+@every_case
+def test_gradients_equal_the_analytic_expression(spec: LossSpec) -> None:
+    """d loss / d logits = (d loss_t / d log p_t) (onehot - softmax) on learned tokens, exactly 0 elsewhere.
+
+    So weights that are stopped gradients contribute nothing, and no token's loss depends on another token's gradient.
+    """
+    logits, chosen, tokens = logits_and_tokens()
+    (gradient,) = torch.autograd.grad(token_mean(spec(tokens), MASK, num_tokens=1), logits)
+    probabilities = logits.detach().softmax(-1)
+    expected = torch.zeros_like(gradient)
+    for row, (answer, positions) in enumerate(answers_of(tokens)):
+        for t, column in enumerate(positions):
+            onehot = torch.nn.functional.one_hot(chosen[row, column], 6)
+            slope = FORMULAS[spec.name][1](answer, t, **spec.options)
+            expected[row, column] = slope * (onehot - probabilities[row, column])
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
+    assert gradient[MASK == 0].count_nonzero() == 0
+
+
+def test_the_chosen_logit_of_dft_has_the_gradient_minus_p_times_one_minus_p() -> None:
+    """-sg(p) log p has the gradient of -p: -p (1 - p) for the logit of the chosen token."""
+    logits, chosen, tokens = logits_and_tokens()
+    unweighted = replace(tokens, weights=torch.ones_like(WEIGHTS))
+    loss = token_mean(LossSpec("dft")(unweighted), MASK, num_tokens=1)
+    (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (of_minus_p,) = torch.autograd.grad(-tokens.logprobs.exp()[MASK > 0].sum(), logits)
+    torch.testing.assert_close(gradient, of_minus_p, rtol=1e-12, atol=1e-15)
+    p = tokens.logprobs.detach().exp()
+    own = gradient.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(own[MASK > 0], (-p * (1 - p))[MASK > 0], rtol=1e-12, atol=1e-15)
+
+
+# ---- hand cases ------------------------------------------------------------------------------------------------------
+
+L, ROOT = math.log(2), math.sqrt(2)
+# One answer of two tokens: p = 1/2, 1/4; p_ref = 1/4, 1/4; p_old = 1/4, 1/2; entropies log 2 and 0.
+HAND_CASES = [
+    ("sft", {}, 2.0, [2 * L, 4 * L]),
+    ("dft", {}, 2.0, [L, L]),
+    ("dft_sentence", {}, 2.0, [L / 4, L / 2]),
+    ("dft_geometric", {}, 2.0, [2 * L / 8**0.5, 4 * L / 8**0.5]),
+    ("chord_phi", {}, 2.0, [L / 2, 3 / 4 * L]),
+    ("iw_sft", {}, 2.0, [2 * ROOT * L, 4 * ROOT * L]),
+    ("iw_sft", {"tau": 2.0}, 2.0, [4 * L, 8 * L]),
+    ("iw_sft", {"tau": 20.0}, 1.0, [16 * L, 32 * L]),
+    ("iw_sft", {"largest": 1.25}, 1.0, [1.25 * L, 2.5 * L]),
+    ("sft_kl", {}, 1.0, [L + 0.2 * (L - 0.5), 2 * L]),
+    ("sft_kl", {"direction": "reverse"}, 1.0, [L + 0.2 * (1 - L), 2 * L]),
+    ("sft_kl", {"estimator": "k1"}, 1.0, [1.2 * L, 2 * L]),
+    ("sft_kl", {"estimator": "k1", "direction": "reverse"}, 1.0, [0.8 * L, 2 * L]),
+    ("policy_gradient", {}, -1.0, [-L, -2 * L]),
+    ("importance_ratio", {}, 2.0, [-4.0, -1.0]),
+    ("shaped_probability", {}, 2.0, [-5 / 3, -10 / 7]),
+    ("shaped_probability", {"gamma": 0.25}, -1.0, [2 / 3, 1 / 2]),
+    ("probability", {}, 2.0, [-1.0, -1 / 2]),
+    ("entropy_aware_sft", {}, 2.0, [L / ROOT, 2 * L / ROOT]),
+    ("entropy_aware_sft", {"sign": 1.0}, 2.0, [L * ROOT, 2 * L * ROOT]),
+    ("srft_demonstration", {}, 2.0, [L / (2 * ROOT) - 1, L / ROOT - 1 / 2]),
+    ("srft_demonstration", {"sign": 1.0}, -1.0, [L / ROOT + 1 / 2, ROOT * L + 1 / 4]),
+    ("srft_rollout", {}, 1.0, [0.1 * ROOT * L, 0.2 * ROOT * L]),
+    ("srft_rollout", {}, -1.0, [-L, -2 * L]),
+    ("srft_rollout", {"negatives": 0.0}, -1.0, [0.0, 0.0]),
+]
+
+
+def hand_tokens(weight: float) -> Tokens:
+    """The answer above, with a third position that is not learned."""
+
+    def row(*values: float) -> Tensor:
+        return torch.tensor([[*values, 7.0]], dtype=torch.float64)
+
+    return Tokens(
+        logprobs=row(-L, -2 * L),
+        mask=torch.tensor([[1, 1, 0]]),
+        weights=torch.tensor([[weight]], dtype=torch.float64),
+        entropy=row(L, 0.0),
+        reference_logprobs=row(-2 * L, -2 * L),
+        old_logprobs=row(-2 * L, -L),
+    )
+
+
+@pytest.mark.parametrize(("name", "options", "weight", "expected"), HAND_CASES)
+def test_hand_cases(name: str, options: dict, weight: float, expected: list[float]) -> None:
+    """Closed forms on one answer whose probabilities are powers of two."""
+    values = LossSpec(name, options)(hand_tokens(weight))[0, :2]
+    assert values.tolist() == pytest.approx(expected, rel=1e-13, abs=1e-15)
+
+
+def test_the_hand_cases_hold_every_loss() -> None:
+    """None is left out."""
+    assert {name for name, *_ in HAND_CASES} == set(TOKEN_LOSSES)
+
+
+# ---- masks and micro-batches -----------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_what_is_under_mask_zero_has_no_influence(spec: LossSpec, bad: float) -> None:
+    """NaN, infinities and huge numbers in the log-probabilities, entropies, reference or old policy of a masked token.
+
+    The value and the gradient are those without them, to the bit, and the gradient there is 0 (0 times NaN is NaN).
+    """
+    _, _, tokens = logits_and_tokens()
+    dirty = {
+        name: torch.where(MASK.bool(), value.detach(), torch.tensor(bad, dtype=torch.float64))
+        for name, value in vars(tokens).items()
+        if name not in ("mask", "weights")
+    }
+    loss, gradient = loss_and_gradient(spec, replace(tokens, **dirty))
+    clean_loss, clean_gradient = loss_and_gradient(spec, tokens)
+    assert torch.equal(loss, clean_loss)
+    assert torch.equal(gradient, clean_gradient)
+    assert gradient[MASK == 0].count_nonzero() == 0
+
+
+@every_case
+@pytest.mark.parametrize("parts", [[[0], [1], [2]], [[2, 0], [1]], [[1], [0, 2]]])
+def test_micro_batches_add_up_to_the_whole_batch(spec: LossSpec, parts: list[list[int]]) -> None:
+    """With the global token count as denominator, neither the split nor the order of the rows is visible."""
+    _, _, tokens = logits_and_tokens()
+    whole, gradient = loss_and_gradient(spec, tokens)
+    pieces = [loss_and_gradient(spec, rows_of(tokens, rows)) for rows in parts]
+    torch.testing.assert_close(sum(loss for loss, _ in pieces), whole, rtol=1e-13, atol=1e-15)
+    order = torch.tensor([row for part in parts for row in part])
+    joined = torch.cat([piece for _, piece in pieces])[order.argsort()]
+    torch.testing.assert_close(joined, gradient, rtol=1e-13, atol=1e-15)
+
+
+@every_case
+def test_a_sequence_without_a_learned_token_adds_nothing(spec: LossSpec) -> None:
+    """The trainer's padding rows: finite values, no loss and no gradient."""
+    _, _, tokens = logits_and_tokens()
+    empty = replace(tokens, mask=torch.zeros_like(MASK))
+    assert spec(empty).isfinite().all()
+    loss, gradient = loss_and_gradient(spec, empty)
+    assert loss.item() == 0.0
+    assert gradient.count_nonzero() == 0
+
+
+@every_case
+def test_the_type_of_the_mask_does_not_matter(spec: LossSpec) -> None:
+    """Integer, boolean and floating masks give the same numbers."""
+    _, _, tokens = logits_and_tokens()
+    for mask in (MASK.bool(), MASK.double()):
+        torch.testing.assert_close(spec(replace(tokens, mask=mask)), spec(tokens), rtol=0, atol=0)
+
+
+# ---- identities ------------------------------------------------------------------------------------------------------
+
+
+def assert_same_loss(left: LossSpec, right: LossSpec, tokens: Tokens, factor: Tensor | float = 1.0) -> None:
+    """Values and gradients of `left` are those of `right` times `factor` (per token), on learned tokens."""
+    leaf = tokens.logprobs.detach().clone().requires_grad_()
+    tokens = replace(tokens, logprobs=leaf)
+    learned = tokens.mask.bool()
+    scaled = factor * right(tokens)
+    torch.testing.assert_close(left(tokens)[learned], scaled[learned], rtol=1e-14, atol=1e-15)
+    gradients = [torch.autograd.grad(values[learned].sum(), leaf)[0] for values in (left(tokens), scaled)]
+    torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-15)
+
+
+def test_dft_is_sft_weighted_by_the_probability_token_by_token() -> None:
+    """Value and gradient of DFT are those of SFT times p, for every token by itself."""
+    _, _, tokens = logits_and_tokens()
+    assert_same_loss(LossSpec("dft"), LossSpec("sft"), tokens, factor=tokens.logprobs.detach().exp())
+
+
+def test_iw_sft_without_temperature_is_sft() -> None:
+    """tau = 0: every importance weight is exp(0) = 1, whatever the reference says."""
+    _, _, tokens = logits_and_tokens()
+    assert_same_loss(LossSpec("iw_sft", {"tau": 0.0}), LossSpec("sft"), tokens)
+
+
+def test_iw_sft_of_the_reference_itself_is_sft() -> None:
+    """Policy = reference: the weights are 1 for any tau."""
+    _, _, tokens = logits_and_tokens()
+    same = replace(tokens, reference_logprobs=tokens.logprobs.detach())
+    assert_same_loss(LossSpec("iw_sft", {"tau": 3.0}), LossSpec("sft"), same)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_sft_kl_without_coefficient_is_sft(direction: str, estimator: str) -> None:
+    """c = 0 leaves the negative log-likelihood."""
+    _, _, tokens = logits_and_tokens()
+    options = {"coefficient": 0.0, "direction": direction, "estimator": estimator}
+    assert_same_loss(LossSpec("sft_kl", options), LossSpec("sft"), tokens)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_the_k3_term_is_a_distance(direction: str) -> None:
+    """Never negative, and 0 with gradient 0 where policy and reference agree."""
+    _, _, tokens = logits_and_tokens()
+    silent = replace(tokens, weights=torch.zeros_like(WEIGHTS))
+    spec = LossSpec("sft_kl", {"coefficient": 1.0, "direction": direction})
+    assert (spec(silent)[MASK > 0] > 0).all()
+    loss, gradient = loss_and_gradient(spec, replace(silent, reference_logprobs=tokens.logprobs.detach()))
+    assert loss.item() == 0.0
+    assert gradient.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_the_kl_estimators_are_unbiased_on_the_tokens_of_their_own_policy(direction: str, estimator: str) -> None:
+    """Expected over the vocabulary under p (forward) or p_ref (reverse): exactly KL(p || p_ref) or KL(p_ref || p)."""
+    generator = torch.Generator().manual_seed(3)
+    policy, reference = torch.randn(2, 6, generator=generator, dtype=torch.float64).log_softmax(-1)
+    vocabulary = Tokens(
+        logprobs=policy.unsqueeze(-1),
+        mask=torch.ones(6, 1),
+        weights=torch.zeros(6, 1, dtype=torch.float64),
+        reference_logprobs=reference.unsqueeze(-1),
+    )
+    options = {"coefficient": 1.0, "direction": direction, "estimator": estimator}
+    terms = LossSpec("sft_kl", options)(vocabulary).squeeze(-1)
+    own, other = (policy, reference) if direction == "forward" else (reference, policy)
+    expected = (own.exp() * (own - other)).sum()
+    torch.testing.assert_close((own.exp() * terms).sum(), expected, rtol=1e-13, atol=0)
+
+
+def test_answers_of_one_token_have_one_geometric_mean() -> None:
+    """The mean probability per token is the answer's probability, and both are the token's: all DFT losses agree."""
+    _, _, tokens = logits_and_tokens()
+    single = replace(tokens, mask=(torch.arange(5) == 2).long().expand(3, 5))
+    assert_same_loss(LossSpec("dft_geometric"), LossSpec("dft_sentence"), single)
+    assert_same_loss(LossSpec("dft"), LossSpec("dft_sentence"), single)
+
+
+def test_chord_phi_is_dft_times_what_is_not_known_yet() -> None:
+    """p (1 - p) = p times (1 - p)."""
+    _, _, tokens = logits_and_tokens()
+    assert_same_loss(LossSpec("chord_phi"), LossSpec("dft"), tokens, factor=1 - tokens.logprobs.detach().exp())
+
+
+def test_the_importance_ratio_of_the_policy_itself_has_the_gradient_of_reinforce() -> None:
+    """old = policy: every ratio is 1 and d(-A p / p_old) = -A d log p."""
+    _, _, tokens = logits_and_tokens()
+    current = replace(tokens, old_logprobs=tokens.logprobs.detach())
+    _, gradient = loss_and_gradient(LossSpec("importance_ratio"), current)
+    _, expected = loss_and_gradient(LossSpec("policy_gradient"), current)
+    torch.testing.assert_close(gradient, expected, rtol=1e-14, atol=0)
+
+
+def test_shaping_favours_improbable_tokens() -> None:
+    """LUFFY: f'(p) p = gamma p / (p + gamma)^2 is largest at p = gamma; without shaping, p itself is largest at 1."""
+
+    def slope(name: str, p: float) -> float:
+        leaf = torch.tensor([[math.log(p)]], dtype=torch.float64, requires_grad=True)
+        LossSpec(name)(Tokens(leaf, torch.ones(1, 1), torch.ones(1, 1))).sum().backward()
+        assert leaf.grad is not None
+        return -leaf.grad.item()
+
+    assert slope("shaped_probability", 0.1) == pytest.approx(0.25, rel=1e-13)
+    assert slope("shaped_probability", 1.0) == pytest.approx(0.1 / 1.1**2, rel=1e-13)
+    assert slope("probability", 0.1) == pytest.approx(0.1, rel=1e-13)
+    assert slope("probability", 1.0) == 1.0
+
+
+def test_srft_on_demonstrations_is_the_sum_of_its_two_terms() -> None:
+    """Each term alone: coefficient 0 leaves -A p, advantage 0 leaves 0.5 exp(-H) (-log p) (AMFT's description)."""
+    _, _, tokens = logits_and_tokens()
+    assert_same_loss(LossSpec("srft_demonstration", {"coefficient": 0.0}), LossSpec("probability"), tokens)
+    ones, zeros = torch.ones_like(WEIGHTS), torch.zeros_like(WEIGHTS)
+    described = LossSpec("srft_demonstration")(replace(tokens, weights=zeros))
+    imitation = LossSpec("entropy_aware_sft")(replace(tokens, weights=ones))
+    torch.testing.assert_close(described, imitation, rtol=1e-14, atol=1e-15)
+    whole, reinforced = LossSpec("srft_demonstration")(tokens), LossSpec("probability")(tokens)
+    torch.testing.assert_close(whole, imitation + reinforced, rtol=1e-14, atol=1e-15)
+
+
+def test_srft_on_rollouts_splits_by_the_sign_of_the_advantage() -> None:
+    """0.1 exp(H) (-log p) where A > 0; REINFORCE with A = -1 elsewhere; nothing there in AMFT's description."""
+    _, _, tokens = logits_and_tokens()
+    ones = torch.ones_like(WEIGHTS)
+    positive, negative = replace(tokens, weights=ones), replace(tokens, weights=-ones)
+    aware = LossSpec("entropy_aware_sft", {"coefficient": 0.1, "sign": 1.0})
+    assert_same_loss(LossSpec("srft_rollout"), aware, positive)
+    assert_same_loss(LossSpec("srft_rollout"), LossSpec("policy_gradient"), negative)
+    assert_same_loss(LossSpec("srft_rollout"), LossSpec("srft_rollout"), replace(tokens, weights=0 * ones))
+    _, gradient = loss_and_gradient(LossSpec("srft_rollout", {"negatives": 0.0}), negative)
+    assert gradient.count_nonzero() == 0
+
+
+def test_only_the_sign_of_a_rollout_matters_to_srft() -> None:
+    """Scaling the weights by a positive number changes nothing."""
+    _, _, tokens = logits_and_tokens()
+    scaled = replace(tokens, weights=3 * WEIGHTS)
+    torch.testing.assert_close(LossSpec("srft_rollout")(scaled), LossSpec("srft_rollout")(tokens), rtol=0, atol=0)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NEEDS_REFERENCE)
+def test_a_missing_reference_is_said_and_foreseen(name: str) -> None:
+    """The loss names itself, and `needs_reference` tells the driver beforehand."""
+    assert LossSpec(name).needs_reference
+    with pytest.raises(ValueError, match=f"{name} needs log-probabilities of the reference policy"):
+        LossSpec(name)(replace(hand_tokens(1.0), reference_logprobs=None))
+
+
+@pytest.mark.parametrize(
+    ("missing", "names"),
+    [
+        ("old_logprobs", ["importance_ratio"]),
+        ("entropy", ["entropy_aware_sft", "srft_demonstration", "srft_rollout"]),
+        ("reference_logprobs", list(NEEDS_REFERENCE)),
+    ],
+)
+def test_each_loss_reads_what_it_says_and_nothing_else(missing: str, names: list[str]) -> None:
+    """Without old log-probabilities, entropies or a reference exactly the losses that use them are refused."""
+    incomplete = replace(hand_tokens(1.0), **{missing: None})
+    for name in TOKEN_LOSSES:
+        if name in names:
+            with pytest.raises(ValueError, match=r"needs (old log-prob|the policy's entropy|log-probabilities of)"):
+                LossSpec(name)(incomplete)
+        else:
+            LossSpec(name)(incomplete)
+            assert not (missing == "reference_logprobs" and LossSpec(name).needs_reference)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (("stf",), ["token loss='stf'", "sft, dft,", "srft_rollout"]),
+        (("iw_sft", {"tua": 1.0}), ["iw_sft", "'tua'", "tau, largest"]),
+        (("sft", {"tau": 1.0}), ["sft", "'tau'", "none"]),
+        (("sft", {"tokens": 1.0}), ["sft", "'tokens'", "none"]),
+        (("sft", {}, "tokens"), ["'tokens'", "token, sequence"]),
+    ],
+)
+def test_unknown_names_and_options_are_refused_with_the_known_ones(arguments: tuple, fragments: list[str]) -> None:
+    """A specification is checked when it is built, on the driver."""
+    with pytest.raises(ValueError) as error:
+        LossSpec(*arguments)
+    assert all(fragment in str(error.value) for fragment in fragments), error.value
+
+
+@pytest.mark.parametrize(("option", "value"), [("direction", "backward"), ("estimator", "k2")])
+def test_unknown_choices_of_sft_kl_are_refused(option: str, value: str) -> None:
+    """They name what is allowed."""
+    with pytest.raises(ValueError, match=f"sft_kl {option}='{value}' is not known; choose one of"):
+        LossSpec("sft_kl", {option: value})(hand_tokens(1.0))

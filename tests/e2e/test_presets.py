@@ -1,0 +1,63 @@
+"""Every method preset trains through verl, Ray and vLLM."""
+
+import math
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+LEARNED = ["amft", "amft_literal", "amft_no_meta", "amft_no_entropy", "amft_no_warmup"]
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_a_learned_mu_is_reported_and_stays_in_its_range(run, method):
+    """Two training steps with a meta-update at the second: mu in [0.05, 0.95], both losses and norms finite."""
+    overrides = ["amft.warm_up.steps=0"] if method == "amft_no_warmup" else []
+    finished = run(f"method={method}", *overrides)
+    assert finished.status == 0, finished.output
+    steps = [row for row in finished.metrics if row["phase"] == "train"]
+    assert len(steps) == 2
+    for row in steps:
+        assert 0.05 <= row["controller/mu"] <= 0.95
+        for name in ("rl/loss", "sft/loss", "sft/norm", "rl/norm", "rl/reward", "controller/entropy"):
+            assert math.isfinite(row[name]), name
+        assert row["controller/target_entropy"] > 0
+    assert ("meta/gradient" in steps[1]) == (method != "amft_no_meta"), "meta-update at t = 1 with K = 1"
+    assert "meta/gradient" not in steps[0], "no meta-update at t = 0: there is no step to differentiate"
+    if method != "amft_no_meta":
+        assert steps[1]["meta/tangent_norm"] > 0
+
+
+def test_ppo_trains_actor_and_critic(run):
+    """PPO: mu = 0, no demonstration is used after the warm-up, the critic's loss is reported."""
+    finished = run("method=ppo")
+    assert finished.status == 0, finished.output
+    step = finished.metrics[-1]
+    assert step["controller/mu"] == 0.0
+    assert "sft/loss" not in step
+    assert math.isfinite(step["critic/vf_loss"])
+
+
+def test_amft_with_a_critic_on_two_ranks(run):
+    """AMFT with GAE on two FSDP2 ranks and two rollout replicas: same loop, both gradients, a meta-update."""
+    finished = run("method=amft", "algorithm.adv_estimator=gae", "trainer.n_gpus_per_node=2")
+    assert finished.status == 0, finished.output
+    step = finished.metrics[-1]
+    assert math.isfinite(step["critic/vf_loss"])
+    assert step["meta/tangent_norm"] > 0
+
+
+@pytest.mark.parametrize(("method", "weight"), [("grpo", 0.0), ("fixed_mu", 0.3), ("scheduled_mu", None), ("sft", 1.0)])
+def test_a_given_mu_is_what_trains(run, method, weight):
+    """The controls use the mu they name; SFT generates nothing, GRPO uses no demonstration."""
+    overrides = ["amft.method.weight=0.3"] if method == "fixed_mu" else []
+    finished = run(f"method={method}", *overrides)
+    assert finished.status == 0, finished.output
+    steps = [row for row in finished.metrics if row["phase"] == "train"]
+    if weight is None:
+        assert steps[0]["controller/mu"] == pytest.approx(0.9)
+        assert steps[1]["controller/mu"] < 0.9
+    else:
+        assert all(row["controller/mu"] == weight for row in steps)
+    assert ("rl/loss" in steps[0]) == (method != "sft")
+    assert ("sft/loss" in steps[0]) == (method != "grpo")

@@ -1,0 +1,323 @@
+"""verl's synchronous v1 trainer, opened up: rollouts, weight sync and checkpoints as calls that a recipe's loop makes.
+
+A recipe subclasses `RecipeTrainer`, names its actor worker class and writes its own loop. Nothing of verl is copied:
+log-probabilities, advantages, critic updates, validation and checkpoint formats are the parent's methods.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+from verl.trainer.ppo.utils import Role, create_rl_dataset, create_rl_sampler
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
+from verl.workers.config import HFModelConfig
+from verl.workers.utils.padding import response_to_nested
+
+from verl_ext.replay_buffer import BoundedReplayBuffer
+from verl_ext.watchdog import Watchdog
+
+COMPLETE = "COMPLETE"
+ROW_FIELDS = ("extra_info", "target", "raw_prompt", "reward_model")
+NOT_NEEDED_BY_ROLLOUTS = ("prompt", "target", "dummy_tensor")
+
+
+class PromptStream:
+    """Endless prompts from a stateful data loader, with ids that do not depend on chance.
+
+    Args:
+        loader: yields dicts of rows as verl's `RLHFDataset` makes them.
+        name: prefix of the prompts' ids, unique per stream and free of underscores.
+    """
+
+    def __init__(self, loader: StatefulDataLoader, name: str):
+        self.loader = loader
+        self.name = name
+        self.num_batches = 0
+        self.epoch = 0
+        self.rows: list[dict[str, Any]] = []  # ROW_FIELDS of the batch that `next` returned last
+        self._iterator = None
+
+    def next(self, global_step: int, rollouts_per_prompt: int) -> TensorDict:
+        """The next batch of prompts, ready for the agent loops."""
+        rows = self._next_rows()
+        kept = {name: rows[name] for name in ROW_FIELDS if name in rows}
+        self.rows = [dict(zip(kept, values, strict=True)) for values in zip(*kept.values(), strict=True)]
+        for key in NOT_NEEDED_BY_ROLLOUTS:
+            rows.pop(key, None)
+        num_prompts = len(rows["raw_prompt"])
+        rows["uid"] = np.array(
+            [f"{self.name}-{self.num_batches:06d}-{index:05d}" for index in range(num_prompts)], dtype=object
+        )
+        rows["__rollout_n__"] = np.array([rollouts_per_prompt] * num_prompts, dtype=object)
+        self.num_batches += 1
+        batch = tu.get_tensordict(rows)
+        tu.assign_non_tensor_data(batch, "global_steps", global_step)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_batches": self.num_batches, "epoch": self.epoch, "loader": self.loader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_batches, self.epoch = state["num_batches"], state["epoch"]
+        self.loader.load_state_dict(state["loader"])
+        self._iterator = None
+
+    def _next_rows(self) -> dict[str, Any]:
+        if self._iterator is None:
+            self._iterator = iter(self.loader)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self.epoch += 1
+            self._iterator = iter(self.loader)
+            return next(self._iterator)
+
+
+class RecipeTrainer(PPOTrainerSync):
+    """The services that a recipe's training loop is written with.
+
+    Args:
+        config: verl's composed configuration.
+        actor_worker_class: the recipe's subclass of `ActorRolloutRefWorker`.
+        watchdog: ends the run when a phase does not come back.
+        rollout_seconds: longest wait for one wave of rollouts.
+        poll_seconds: pause between two looks at the replay buffer.
+    """
+
+    def __init__(self, config, *, actor_worker_class, watchdog: Watchdog, rollout_seconds: float, poll_seconds: float):
+        self.actor_worker_class = actor_worker_class
+        self.watchdog = watchdog
+        self.rollout_seconds = rollout_seconds
+        self.poll_seconds = poll_seconds
+        self._replicas_awake = False
+        self._weights_synced = False
+        super().__init__(config)
+
+    # ---- construction ------------------------------------------------------------------------------------------
+
+    def _build_replay_buffer(self) -> BoundedReplayBuffer:
+        sampler = self.config.trainer.v1.sampler
+        return BoundedReplayBuffer(
+            trainer_mode=self.trainer_mode,
+            trainer_config=self.config.trainer.v1.sync,
+            max_off_policy_threshold=sampler.max_off_policy_threshold,
+            max_off_policy_strategy=sampler.max_off_policy_strategy,
+            sampler_kwargs=sampler.sampler_kwargs,
+            poll_interval=self.poll_seconds,
+            timeout_seconds=self.rollout_seconds,
+        )
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in (Role.ActorRollout, Role.ActorRolloutRef):
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(self.actor_worker_class)
+
+    def _init_tokenizer(self) -> None:
+        model: HFModelConfig = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
+        self.tokenizer, self.processor = model.tokenizer, model.processor
+        self.hf_model_type: str = model.hf_config.model_type
+
+    def on_init_end(self) -> None:
+        """The rollout engine stays asleep until the first phase that needs it (verl would sync weights here)."""
+
+    def make_prompt_loader(self, files: list[str], batch_size: int) -> StatefulDataLoader:
+        """A loader of `files` with verl's data set, sampler and collation."""
+        dataset = create_rl_dataset(files, self.config.data, self.tokenizer, self.processor, is_train=True)
+        return StatefulDataLoader(
+            dataset=dataset,
+            batch_size=batch_size,
+            num_workers=self.config.data.dataloader_num_workers,
+            drop_last=True,
+            collate_fn=collate_fn,
+            sampler=create_rl_sampler(self.config.data, dataset),
+        )
+
+    def data_parallel_size(self) -> int:
+        """Number of data-parallel ranks of the actor."""
+        if "actor" not in self.actor_rollout_wg._dispatch_info:
+            self.actor_rollout_wg._dispatch_info["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
+        return max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+
+    def _validate(self) -> dict[str, float]:
+        """verl's validation; it fails inside TransferQueue when not one rollout has survived, which is said here."""
+        try:
+            return super()._validate()
+        except ValueError as error:
+            if "empty list as keys" not in str(error):
+                raise
+            raise RuntimeError(
+                f"all validation rollouts failed at step {self.global_steps}: the rollout engine is dead, or the "
+                "environment raised for every row. The logs of vLLM and of the agent-loop worker name the cause."
+            ) from None
+
+    # ---- weights and rollouts ----------------------------------------------------------------------------------
+
+    def weights_changed(self) -> None:
+        """Call after an optimiser step: the rollout engine's copy is out of date."""
+        self._weights_synced = False
+
+    def wake_rollout_engine(self) -> None:
+        """Bring the rollout engine up with the current weights; free of cost when it already has them."""
+        if self._weights_synced and self._replicas_awake:
+            return
+        with self.watchdog.phase("weight sync"):
+            if self._replicas_awake:
+                self.checkpoint_manager.sleep_replicas()
+            self.checkpoint_manager.update_weights(self.global_steps)
+        self._replicas_awake = self._weights_synced = True
+
+    def sleep_rollout_engine(self) -> None:
+        """Give the engine's memory back to training. Its weights are gone with it where sleeping frees them."""
+        if self._replicas_awake:
+            self.checkpoint_manager.sleep_replicas()
+            self._replicas_awake = False
+
+    def submit(self, prompts: TensorDict) -> list[str]:
+        """Start generating for `prompts`; returns their ids. Several waves may be in flight together."""
+        ids = list(prompts["uid"])
+        tags = [{"is_prompt": True, "status": "pending", "global_steps": self.global_steps} for _ in ids]
+        tq.kv_batch_put(keys=ids, partition_id="train", tags=tags)
+        self.agent_loop_manager.generate_sequences(prompts)
+        return ids
+
+    def collect(self, *waves: list[str]) -> list[KVBatchMeta]:
+        """Wait for all submitted prompts; one batch per wave, rows in a fixed order.
+
+        Rollouts that failed are missing from their batch; a wave without a single row raises RuntimeError.
+        """
+        batch, _ = self.replay_buffer.sample(
+            global_steps=self.global_steps, partition_id="train", batch_size=sum(len(wave) for wave in waves)
+        )
+        batches = []
+        for wave in waves:
+            members = set(wave)
+            keys = sorted(
+                (key for key in batch.keys if key.split("_")[0] in members),
+                key=lambda key: (key.split("_")[0], *map(int, key.split("_")[1:])),
+            )
+            if not keys:
+                raise RuntimeError(
+                    f"all rollouts of {len(wave)} prompts failed at step {self.global_steps}: the environment or the "
+                    "agent loop raised for every one of them; the agent-loop worker's log has the first traceback."
+                )
+            batches.append(batch.select_keys(keys))
+        return batches
+
+    def balance(self, batch: KVBatchMeta, multiple: int) -> KVBatchMeta:
+        """Pad with no-op rows to a multiple of `multiple` (itself one of the number of ranks), even out tokens.
+
+        The rows come in the order that verl's dispatch expects: rank 0's first. Padding rows have an empty response
+        mask and the tag `is_padding`.
+        """
+        batch = upsample_batch_to_divisible_size(batch, multiple, self.tokenizer.eos_token_id)
+        lengths = torch.tensor([tag["seq_len"] for tag in batch.tags], dtype=torch.int64)
+        batch.reorder([row for part in balanced_partitions(lengths, self.data_parallel_size()) for row in part])
+        return batch
+
+    def mini_batches(self, batch: KVBatchMeta, count: int) -> list[KVBatchMeta]:
+        """Cut a balanced batch into `count` mini-batches with equally many rows of every rank."""
+        num_ranks = self.data_parallel_size()
+        rows = torch.arange(len(batch)).view(num_ranks, count, -1)
+        return [batch.select_keys([batch.keys[row] for row in rows[:, index].flatten()]) for index in range(count)]
+
+    def fetch(self, batch: KVBatchMeta, *fields: str) -> TensorDict:
+        return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields))
+
+    def put_per_sequence(self, batch: KVBatchMeta, name: str, values: torch.Tensor) -> None:
+        """Store one number per row, (B,), repeated over the row's response tokens as verl stores advantages."""
+        mask = self.fetch(batch, "response_mask")["response_mask"]
+        longest = int(mask.offsets().diff().max())
+        field = response_to_nested(values.unsqueeze(-1).expand(-1, longest), mask)
+        fields = TensorDict({name: field}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    def clear(self, batch: KVBatchMeta) -> None:
+        tq.kv_clear(keys=batch.keys, partition_id=batch.partition_id)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def checkpoint_root(self) -> Path:
+        return Path(self.config.trainer.default_local_dir).absolute()
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written to its end, whatever happened after it."""
+        complete = [path.parent for path in self.checkpoint_root().glob(f"global_step_*/{COMPLETE}")]
+        return max(complete, key=lambda path: int(path.name.rsplit("_", 1)[1]), default=None)
+
+    def save_recipe_state(self, folder: Path) -> None:
+        """Hook: write what the recipe remembers into `folder`, before verl writes its tracker file."""
+
+    def load_recipe_state(self, folder: Path) -> None:
+        """Hook: read what `save_recipe_state` wrote."""
+
+    def save_checkpoint(self, keep: int | None) -> Path:
+        """Write a checkpoint, mark it complete as the very last thing, then delete all but the newest `keep`."""
+        folder = self.checkpoint_root() / f"global_step_{self.global_steps}"
+        with self.watchdog.phase("checkpoint"):
+            (folder / COMPLETE).unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.save_recipe_state(folder)
+            super()._save_checkpoint()
+        write_atomically(folder / COMPLETE, json.dumps({"step": self.global_steps}))
+        if keep is not None:
+            self._delete_old_checkpoints(keep)
+        return folder
+
+    def _delete_old_checkpoints(self, keep: int) -> None:
+        folders = sorted(
+            self.checkpoint_root().glob("global_step_*"), key=lambda path: int(path.name.rsplit("_", 1)[1])
+        )
+        for folder in folders[:-keep]:
+            (folder / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+
+    def before_loading(self) -> None:
+        """Hook: the workers hold the model they were given, and no checkpoint has been loaded yet."""
+
+    def _load_checkpoint(self) -> None:
+        """verl's loader, pointed at the newest complete checkpoint instead of at the tracker file."""
+        self.before_loading()
+        if self.config.trainer.resume_mode == "auto":
+            folder = self.latest_checkpoint()
+            if folder is None:
+                self.global_steps = 0
+                return
+            self.config.trainer.resume_mode = "resume_path"
+            self.config.trainer.resume_from_path = str(folder)
+        super()._load_checkpoint()
+        if self.global_steps > 0:
+            self.load_recipe_state(Path(self.config.trainer.resume_from_path).absolute())
+
+
+def add_field(batch: TensorDict, name: str, values: list) -> None:
+    """Add one object per row to a batch of prompts."""
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    tu.assign_non_tensor_stack(batch, name, column.tolist())
+
+
+def balanced_partitions(lengths: torch.Tensor, num_ranks: int) -> list[list[int]]:
+    """Row indices per rank, equally many, with about equal work for sequences of these lengths (B,)."""
+    return get_seqlen_balanced_partitions(calculate_workload(lengths), k_partitions=num_ranks, equal_size=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old or the new content and nothing between."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
