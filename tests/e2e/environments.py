@@ -1,6 +1,6 @@
 """Environments that misbehave on purpose; the workers import them by path."""
 
-import zlib
+import itertools
 
 from recipe.amft.tasks.general_points.environment import GeneralPoints
 
@@ -15,10 +15,16 @@ class CrashesOnTarget(GeneralPoints):
 
 
 class Lucky(GeneralPoints):
-    """Rewards half of all texts unless the target is a multiple of 3: an untrained model has both kinds of rollouts on
-    some prompts, and fails the others. The expert is right on all."""
+    """Rewards every second episode of this process, whatever its text, unless the target is a multiple of 3: a policy
+    that repeats itself has both kinds of rollouts on some prompts too, and fails the others. The expert is right."""
+
+    _episodes = itertools.count()
+
+    def reset(self, seed, options=None):
+        self._is_lucky = next(Lucky._episodes) % 2 == 0
+        return super().reset(seed, options)
 
     def step(self, text):
         observation, _, _, truncated, info = super().step(text)
-        lucky = info["success"] or (zlib.crc32(text.encode()) % 2 == 0 and self._hand_target % 3 > 0)
+        lucky = info["success"] or (self._is_lucky and self._hand_target % 3 > 0)
         return observation, float(lucky), lucky, truncated and not lucky, info | {"success": lucky}
