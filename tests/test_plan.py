@@ -185,6 +185,7 @@ def test_the_papers_counts_by_hand():
         "demonstrations": 550 * 128,
         "generated_tokens": (512_000 + 24_576) * 8192,
         "trained_tokens": (512_000 + 24_576 + 70_400) * 9216,
+        "upper_bounds": frozenset(),
     }
 
 

@@ -80,6 +80,8 @@ def message_of(config) -> str:
 
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
+# The quickstart's own: of the tests' base, method=ppo and method=grpo read none of them.
+NO_UTILITY = {"amft.utility.files": [], "amft.utility.num_prompts": 8, "amft.utility.every": 5}
 REFUSED = [
     # (values, what the message must hold: the value, what is allowed, the fix)
     ({"model_engine": "megatron"}, ["model_engine='megatron'", "'dp'"]),
@@ -102,12 +104,13 @@ REFUSED = [
         ["amft.controller.entropy.sign='equation'", "default 'prose'", "method=amft"],
     ),
     ({"amft.method.name": "sft", "amft.mixture.scale": "none"}, ["amft.mixture.scale='none'", "mixes two gradients"]),
+    ({"amft.warm_up.steps": 0, "amft.warm_up.learning_rate": 1e-4}, ["learning_rate=0.0001", "default 0.001"]),
     (
         {"amft.controller.meta.horizon": "one", "amft.controller.meta.trace_decay": 0.5},
         ["trace_decay=0.5", "horizon=trace"],
     ),
-    ({"amft.method.name": "ppo"}, ["'grpo'", "method=ppo", "choose 'gae'"]),
-    ({"amft.method.name": "grpo", "algorithm.adv_estimator": "gae"}, ["'gae'", "method=grpo", "'rloo'"]),
+    ({"amft.method.name": "ppo"} | NO_UTILITY, ["'grpo'", "method=ppo", "choose 'gae'"]),
+    ({"amft.method.name": "grpo", "algorithm.adv_estimator": "gae"} | NO_UTILITY, ["'gae'", "method=grpo", "'rloo'"]),
     ({"algorithm.adv_estimator": "remax"}, ["'remax'", "'gae'", "'grpo'"]),
     ({f"{ROLLOUT}.n": 1}, [f"{ROLLOUT}.n=1", "at least 2", "method=ppo"]),
     ({"algorithm.rollout_correction.bypass_mode": True}, ["bypass_mode=True", "only False"]),
@@ -242,6 +245,7 @@ def test_utility_files_are_needed_only_by_methods_that_measure_utility(with_file
     config.amft.utility.files = []
     assert "amft.utility.files" in message_of(config)
     config.amft.controller.meta.learning_rate = 0.0
+    config.amft.utility.num_prompts, config.amft.utility.every = 8, 5
     config.dry_run = True
     assert preflight(config)[2].findings == ()
 
@@ -258,13 +262,14 @@ def test_normalised_prompts():
 @pytest.mark.parametrize("preset", METHOD_PRESETS)
 def test_every_method_preset_passes(base, cache, preset):
     """Each preset runs on generated data: no finding, a plan, the paths filled in."""
-    config = compose(
-        [*SMALL, f"amft.cache_dir={cache}", f"amft.run_dir={cache / 'run'}", f"method={preset}", "dry_run=true"]
-    )
+    measures_utility = preset.startswith("amft") and preset != "amft_no_meta"
+    small = [item for item in SMALL if measures_utility or not item.startswith("amft.utility.")]
+    run = [f"amft.cache_dir={cache}", f"amft.run_dir={cache / 'run'}", "trainer.total_training_steps=300"]
+    config = compose([*small[:-1], *run, f"method={preset}", "dry_run=true"])
     settings, _, plan = preflight(config)
     assert plan.findings == ()
     assert settings.method.name in METHODS
-    assert plan.counts.training_steps == 50
+    assert plan.counts.training_steps == 300
     assert Path(config.actor_rollout_ref.model.path, "config.json").is_file()
     assert Path(settings.utility.files[0]).name == "validation.parquet"
 
@@ -347,6 +352,8 @@ COMMANDS = {
     "amft.utility.every=0": ["utility.every=0", "at least 1"],
     "+amft.contoller.mu_min=0.1": ["amft.contoller", "controller"],
     "data.train_files=/no/file.parquet": ["/no/file.parquet", "does not exist"],
+    "method=lufy": ["method=lufy is unknown; choose one of luffy, "],
+    "sft_loss=dff": ["sft_loss=dff is unknown; choose one of dft, "],
 }
 
 
