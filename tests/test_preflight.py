@@ -197,6 +197,44 @@ def test_plain_files_pass(with_files):
     assert config.data.train_files == [str(Path(config.data.train_files[0]))]
 
 
+def test_only_runs_that_read_demonstrations_need_them(with_files):
+    """Without a warm-up GRPO and PPO run on rows without a target, however many; the warm-up, or AMFT, needs it."""
+    write, config = with_files
+    write("train", [{k: v for k, v in row(f"train {i}").items() if k != "target"} for i in range(40)])
+    OmegaConf.update(config, "amft.utility", {"files": [], "num_prompts": 8, "every": 5})
+    config.amft.method.name = "grpo"
+    assert "no column target" in message_of(config)
+    config.amft.warm_up.steps = 0
+    # 40 rows fill no batch of amft.demonstrations.batch_size=64, which is the task's here and drawn by nobody.
+    config.amft.demonstrations.batch_size = 96
+    config.dry_run = True
+    assert preflight(config)[2].findings == ()
+    config.amft.method.name = "relift"
+    assert "no column target" in preflight(config)[2].findings[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("sft_then_rl", "sft_steps", 50),
+        ("rft", "sample_steps", 50),
+        ("dpo", "sample_steps", 51),
+        ("relift", "every", 51),
+    ],
+)
+def test_a_run_that_ends_before_a_part_of_its_method_is_refused(base, method, key, value):
+    """50 training steps, and the second stage would start after them; one step less leaves it one."""
+    least = value if method == "relift" else value + 1
+    config = changed(base, amft__method__name=method, dry_run=True)
+    OmegaConf.update(config, "amft.utility", {"files": [], "num_prompts": 8, "every": 5})
+    config.amft.method.options = {key: value} | ({"trigger": "every"} if method == "relift" else {})
+    message = message_of(config)
+    for text in (f"amft.method.options.{key}={value}", "50 training steps", f"at least {least} steps"):
+        assert text in message
+    config.trainer.total_training_steps = least
+    assert preflight(config)[2].findings == ()
+
+
 @pytest.mark.parametrize(
     ("split", "rows", "fragments"),
     [
@@ -353,7 +391,6 @@ COMMANDS = {
     "+amft.contoller.mu_min=0.1": ["amft.contoller", "controller"],
     "data.train_files=/no/file.parquet": ["/no/file.parquet", "does not exist"],
     "method=lufy": ["method=lufy is unknown; choose one of luffy, "],
-    "sft_loss=dff": ["sft_loss=dff is unknown; choose one of dft, "],
 }
 
 
