@@ -16,7 +16,7 @@ def guided(name: str = "tapo", num_prompt_tokens: int = 20):
     method = make_method(from_mapping({"method": {"name": name}}))
     rows = {f"row-{i}": Demonstration(f"row-{i}", [5] * (num_prompt_tokens + i), [6]) for i in range(len(STEPS))}
     if method.reads_demonstrations:
-        method.read_demonstrations({row_id: "1 2" for row_id in rows}, dict(zip(rows, STEPS, strict=True)))
+        method.read_demonstrations(dict.fromkeys(rows, "1 2"), dict(zip(rows, STEPS, strict=True)))
     return method, rows
 
 

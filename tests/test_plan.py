@@ -201,7 +201,7 @@ def test_counts_follow_the_method():
 
 
 def test_what_depends_on_the_run_is_an_upper_bound():
-    """A coin's steps may be of either kind, paired prompts may succeed, pairs may be missing, buffers may stay empty."""
+    """A coin's steps may be of either kind, prompts may succeed, pairs may be missing, buffers may stay empty."""
 
     def counts_of(name: str, *overrides: str):
         run = run_of("experiment=math_amft", f"method={name}", *overrides)

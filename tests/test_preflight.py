@@ -112,6 +112,7 @@ REFUSED = [
     ({"amft.method.name": "ppo"} | NO_UTILITY, ["'grpo'", "method=ppo", "choose 'gae'"]),
     ({"amft.method.name": "grpo", "algorithm.adv_estimator": "gae"} | NO_UTILITY, ["'gae'", "method=grpo", "'rloo'"]),
     ({"algorithm.adv_estimator": "remax"}, ["'remax'", "'gae'", "'grpo'"]),
+    ({"amft.method.name": "dpo", f"{ROLLOUT}.n": 1} | NO_UTILITY, [f"{ROLLOUT}.n=1", "method=dpo", "at least 2"]),
     ({f"{ROLLOUT}.n": 1}, [f"{ROLLOUT}.n=1", "at least 2", "method=ppo"]),
     ({"algorithm.rollout_correction.bypass_mode": True}, ["bypass_mode=True", "only False"]),
     ({"data.train_batch_size": 0}, ["data.train_batch_size=0", "at least 1"]),

@@ -75,7 +75,8 @@ def command(cache, tmp_path):
     def build(*overrides: str, only: bool = False) -> list[str]:
         method = next((item.removeprefix("method=") for item in overrides if item.startswith("method=")), "amft")
         folders = [f"amft.run_dir={tmp_path / 'run'}", f"amft.cache_dir={cache}"]
-        last = {item.split("=", 1)[0].lstrip("+"): item for item in [*folders, *([] if only else small_for(method)), *overrides]}
+        items = [*folders, *([] if only else small_for(method)), *overrides]
+        last = {item.split("=", 1)[0].lstrip("+"): item for item in items}
         return [sys.executable, "-m", "recipe.amft.main", *last.values()]
 
     return build
