@@ -72,7 +72,7 @@ def count(run: Run, method: Method, num_training_steps: int, num_validation_rows
 
 
 def _demonstrations(run: Run, plan: StepPlan) -> int:
-    """At most so many in such a step: those of its own prompts, or a batch (of pairs); failed prompts may be rehearsed."""
+    """At most so many in such a step: those of its own prompts, or a batch (of pairs), and what may be rehearsed."""
     batch = run.shape.train_batch_size if plan.paired else run.settings.demonstrations.batch_size
     in_step = plan.demonstrations * batch * (2 if plan.preferences else 1)
     return in_step + plan.rehearsal * run.shape.train_batch_size
