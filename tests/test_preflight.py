@@ -411,7 +411,7 @@ def test_the_command_line_prints_one_paragraph(base, cache, tmp_path):
         for override in COMMANDS
     }
     for override, process in processes.items():
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode == 1, errors[-2000:]
         assert errors.startswith("error: ")
         assert errors.count("\n") == 1, errors
