@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipe.amft.config import AMFTConfig, defaults, from_mapping
-from recipe.amft.main import CONFIGS, compose
+from recipe.amft.main import CONFIGS, check_names, compose
 from recipe.amft.methods import METHODS
 
 METHOD_PRESETS = sorted(path.stem for path in Path(CONFIGS, "method").glob("*.yaml"))
@@ -89,6 +89,40 @@ def test_the_papers_run():
     controller = settings.controller
     assert (controller.mu_init, controller.mu_min, controller.mu_max) == (0.5, 0.05, 0.95)
     assert (controller.meta.learning_rate, controller.entropy.learning_rate) == (1e-4, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "rollouts", "warm_up"),
+    [("luffy", 7, 50), ("dpo", 4, 50), ("amft_no_warmup", 8, 0), ("amft", 8, 50), ("grpo", 8, 50)],
+)
+def test_an_experiment_leaves_a_method_its_own_numbers(method, rollouts, warm_up):
+    """`experiment=math_amft` is read after the method, and the method's rollouts and warm-up are what they are."""
+    config = compose(["experiment=math_amft", f"method={method}"])
+    assert config.actor_rollout_ref.rollout.n == rollouts
+    assert config.amft.warm_up.steps == warm_up
+    assert config.trainer.total_training_steps == 500
+
+
+@pytest.mark.parametrize(
+    ("argument", "fragments"),
+    [
+        ("method=lufy", ["method=lufy is unknown", "choose one of luffy, "]),
+        ("sft_loss=dff", ["sft_loss=dff is unknown", "choose one of dft, "]),
+        ("+experiment=math", ["experiment=math is unknown", "choose one of math_amft"]),
+    ],
+)
+def test_an_unknown_name_of_a_group_lists_the_known_ones(argument, fragments):
+    """In one line, the nearest first, before Hydra lists them by the alphabet."""
+    with pytest.raises(SystemExit) as error:
+        check_names(["amft.run_dir=runs/x", argument])
+    assert all(fragment in str(error.value) for fragment in fragments), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_known_names_and_other_keys_pass():
+    """Neither a known name, nor none, nor a key of the tree, nor names of the user's own folder are refused."""
+    check_names(["method=luffy", "sft_loss=null", "amft.method.name=lufy", "dry_run=true", "experiment="])
+    check_names(["--config-dir=mine", "method=mine"])
 
 
 def test_the_command_line_wins_over_an_experiment():

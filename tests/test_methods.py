@@ -610,8 +610,9 @@ def test_the_sft_family_differs_in_its_loss_alone(name: str) -> None:
 
 def check_keys(*overrides: str) -> None:
     config = composed(*overrides)
-    run = Run(config, settings_of(*overrides), Shape.from_config(config), StepPlan())
-    check_every_key_is_read(run)
+    settings = settings_of(*overrides)
+    needs = everything_asked(make_method(settings), settings)
+    check_every_key_is_read(Run(config, settings, Shape.from_config(config), needs))
 
 
 @pytest.mark.parametrize("loss", ["sft", "dft", "iw_sft"])

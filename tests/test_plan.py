@@ -185,6 +185,7 @@ def test_the_papers_counts_by_hand():
         "demonstrations": 550 * 128,
         "generated_tokens": (512_000 + 24_576) * 8192,
         "trained_tokens": (512_000 + 24_576 + 70_400) * 9216,
+        "upper_bounds": frozenset(),
     }
 
 
@@ -197,6 +198,27 @@ def test_counts_follow_the_method():
     assert counts.validation_rollouts is None
     counts = count(rl, make_method(rl.settings), 10, None)
     assert (counts.rollouts, counts.demonstrations, counts.meta_updates) == (10 * 1024, 50 * 128, 0)
+
+
+def test_what_depends_on_the_run_is_an_upper_bound():
+    """A coin's steps may be of either kind, prompts may succeed, pairs may be missing, buffers may stay empty."""
+
+    def counts_of(name: str, *overrides: str):
+        run = run_of("experiment=math_amft", f"method={name}", *overrides)
+        return count(run, make_method(run.settings), 10, None)
+
+    sasr = counts_of("sasr")
+    assert (sasr.rollouts, sasr.demonstrations) == (10 * 1024, 60 * 128)
+    assert sasr.upper_bounds == {"rollouts", "demonstrations"}
+    luffy = counts_of("luffy", "amft.warm_up.steps=0", "data.train_batch_size=64")
+    assert (luffy.rollouts, luffy.demonstrations) == (10 * 64 * 7, 10 * 64)
+    relift = counts_of("relift")
+    assert (relift.optimizer_steps, relift.demonstrations) == (50 + 10 + 10, 50 * 128 + 10 * 128)
+    assert relift.upper_bounds == {"optimizer_steps", "demonstrations"}
+    dpo = counts_of("dpo", "amft.method.options.sample_steps=4")
+    assert (dpo.rollouts, dpo.optimizer_steps, dpo.demonstrations) == (4 * 128 * 4, 50 + 6, 50 * 128 + 6 * 2 * 128)
+    assert dpo.trained_tokens == dpo.demonstrations * 9216
+    assert counts_of("sft_then_rl", "amft.method.options.sft_steps=4").upper_bounds == set()
 
 
 @pytest.mark.parametrize("every", [-1, 1, 3, 5, 7, 100])

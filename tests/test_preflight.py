@@ -80,6 +80,8 @@ def message_of(config) -> str:
 
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
+# The quickstart's own: of the tests' base, method=ppo and method=grpo read none of them.
+NO_UTILITY = {"amft.utility.files": [], "amft.utility.num_prompts": 8, "amft.utility.every": 5}
 REFUSED = [
     # (values, what the message must hold: the value, what is allowed, the fix)
     ({"model_engine": "megatron"}, ["model_engine='megatron'", "'dp'"]),
@@ -102,13 +104,15 @@ REFUSED = [
         ["amft.controller.entropy.sign='equation'", "default 'prose'", "method=amft"],
     ),
     ({"amft.method.name": "sft", "amft.mixture.scale": "none"}, ["amft.mixture.scale='none'", "mixes two gradients"]),
+    ({"amft.warm_up.steps": 0, "amft.warm_up.learning_rate": 1e-4}, ["learning_rate=0.0001", "default 0.001"]),
     (
         {"amft.controller.meta.horizon": "one", "amft.controller.meta.trace_decay": 0.5},
         ["trace_decay=0.5", "horizon=trace"],
     ),
-    ({"amft.method.name": "ppo"}, ["'grpo'", "method=ppo", "choose 'gae'"]),
-    ({"amft.method.name": "grpo", "algorithm.adv_estimator": "gae"}, ["'gae'", "method=grpo", "'rloo'"]),
+    ({"amft.method.name": "ppo"} | NO_UTILITY, ["'grpo'", "method=ppo", "choose 'gae'"]),
+    ({"amft.method.name": "grpo", "algorithm.adv_estimator": "gae"} | NO_UTILITY, ["'gae'", "method=grpo", "'rloo'"]),
     ({"algorithm.adv_estimator": "remax"}, ["'remax'", "'gae'", "'grpo'"]),
+    ({"amft.method.name": "dpo", f"{ROLLOUT}.n": 1} | NO_UTILITY, [f"{ROLLOUT}.n=1", "method=dpo", "at least 2"]),
     ({f"{ROLLOUT}.n": 1}, [f"{ROLLOUT}.n=1", "at least 2", "method=ppo"]),
     ({"algorithm.rollout_correction.bypass_mode": True}, ["bypass_mode=True", "only False"]),
     ({"data.train_batch_size": 0}, ["data.train_batch_size=0", "at least 1"]),
@@ -194,6 +198,44 @@ def test_plain_files_pass(with_files):
     assert config.data.train_files == [str(Path(config.data.train_files[0]))]
 
 
+def test_only_runs_that_read_demonstrations_need_them(with_files):
+    """Without a warm-up GRPO and PPO run on rows without a target, however many; the warm-up, or AMFT, needs it."""
+    write, config = with_files
+    write("train", [{k: v for k, v in row(f"train {i}").items() if k != "target"} for i in range(40)])
+    OmegaConf.update(config, "amft.utility", {"files": [], "num_prompts": 8, "every": 5})
+    config.amft.method.name = "grpo"
+    assert "no column target" in message_of(config)
+    config.amft.warm_up.steps = 0
+    # 40 rows fill no batch of amft.demonstrations.batch_size=64, which is the task's here and drawn by nobody.
+    config.amft.demonstrations.batch_size = 96
+    config.dry_run = True
+    assert preflight(config)[2].findings == ()
+    config.amft.method.name = "relift"
+    assert "no column target" in preflight(config)[2].findings[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("sft_then_rl", "sft_steps", 50),
+        ("rft", "sample_steps", 50),
+        ("dpo", "sample_steps", 51),
+        ("relift", "every", 51),
+    ],
+)
+def test_a_run_that_ends_before_a_part_of_its_method_is_refused(base, method, key, value):
+    """50 training steps, and the second stage would start after them; one step less leaves it one."""
+    least = value if method == "relift" else value + 1
+    config = changed(base, amft__method__name=method, dry_run=True)
+    OmegaConf.update(config, "amft.utility", {"files": [], "num_prompts": 8, "every": 5})
+    config.amft.method.options = {key: value} | ({"trigger": "every"} if method == "relift" else {})
+    message = message_of(config)
+    for text in (f"amft.method.options.{key}={value}", "50 training steps", f"at least {least} steps"):
+        assert text in message
+    config.trainer.total_training_steps = least
+    assert preflight(config)[2].findings == ()
+
+
 @pytest.mark.parametrize(
     ("split", "rows", "fragments"),
     [
@@ -242,6 +284,7 @@ def test_utility_files_are_needed_only_by_methods_that_measure_utility(with_file
     config.amft.utility.files = []
     assert "amft.utility.files" in message_of(config)
     config.amft.controller.meta.learning_rate = 0.0
+    config.amft.utility.num_prompts, config.amft.utility.every = 8, 5
     config.dry_run = True
     assert preflight(config)[2].findings == ()
 
@@ -258,13 +301,14 @@ def test_normalised_prompts():
 @pytest.mark.parametrize("preset", METHOD_PRESETS)
 def test_every_method_preset_passes(base, cache, preset):
     """Each preset runs on generated data: no finding, a plan, the paths filled in."""
-    config = compose(
-        [*SMALL, f"amft.cache_dir={cache}", f"amft.run_dir={cache / 'run'}", f"method={preset}", "dry_run=true"]
-    )
+    measures_utility = preset.startswith("amft") and preset != "amft_no_meta"
+    small = [item for item in SMALL if measures_utility or not item.startswith("amft.utility.")]
+    run = [f"amft.cache_dir={cache}", f"amft.run_dir={cache / 'run'}", "trainer.total_training_steps=300"]
+    config = compose([*small[:-1], *run, f"method={preset}", "dry_run=true"])
     settings, _, plan = preflight(config)
     assert plan.findings == ()
     assert settings.method.name in METHODS
-    assert plan.counts.training_steps == 50
+    assert plan.counts.training_steps == 300
     assert Path(config.actor_rollout_ref.model.path, "config.json").is_file()
     assert Path(settings.utility.files[0]).name == "validation.parquet"
 
@@ -347,6 +391,7 @@ COMMANDS = {
     "amft.utility.every=0": ["utility.every=0", "at least 1"],
     "+amft.contoller.mu_min=0.1": ["amft.contoller", "controller"],
     "data.train_files=/no/file.parquet": ["/no/file.parquet", "does not exist"],
+    "method=lufy": ["method=lufy is unknown; choose one of luffy, "],
 }
 
 
@@ -366,7 +411,7 @@ def test_the_command_line_prints_one_paragraph(base, cache, tmp_path):
         for override in COMMANDS
     }
     for override, process in processes.items():
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode == 1, errors[-2000:]
         assert errors.startswith("error: ")
         assert errors.count("\n") == 1, errors

@@ -1,18 +1,18 @@
-"""What a configuration may not ask for: contradictions, and keys that would have no effect.
+"""What a configuration may not ask for: contradictions; key_checks.py adds the keys that would have no effect.
 
 Each check takes a `Run` and raises ValueError: the value received, what is allowed, the fix.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from recipe.amft.config import AMFTConfig
-from recipe.amft.methods import METHODS, StepPlan
-from recipe.amft.methods.base import Method
+from recipe.amft.key_checks import ACTOR, ROLLOUT, check_every_key_is_read
+from recipe.amft.methods import Method, make_method
+from recipe.amft.needs import Needs
 from recipe.amft.shape import Shape
 
 
@@ -24,13 +24,17 @@ class Run:
         config: verl's nodes of the composed configuration.
         settings: its `amft:` node.
         shape: its sizes.
-        needs: everything that the method ever asks of a step.
+        needs: everything that the method ever asks of a step, and what follows from it.
     """
 
     config: Any
     settings: AMFTConfig
     shape: Shape
-    needs: StepPlan
+    needs: Needs
+
+    @functools.cached_property
+    def method(self) -> Method:
+        return make_method(self.settings)
 
     def value(self, key: str) -> Any:
         return OmegaConf.select(self.config, key)
@@ -44,9 +48,7 @@ class Run:
 
 # ---- what is supported -----------------------------------------------------------------------------------------------
 
-ACTOR = "actor_rollout_ref.actor"
 MODEL = "actor_rollout_ref.model"
-ROLLOUT = "actor_rollout_ref.rollout"
 FP16 = "fp16 scales losses, which would scale the two gradients by different factors"
 IGNORED = "AMFT's own training loop would ignore it"
 # (key, allowed values, why). A key that is absent from the configuration is not checked.
@@ -85,52 +87,6 @@ def check_supported(config) -> None:
             raise ValueError(f"{key}={value!r} is not supported, only {_listed(allowed)}: {why}.")
 
 
-# ---- keys of the recipe that nothing would read ----------------------------------------------------------------------
-
-# (key under amft, whether it is read, who reads it)
-READERS: tuple[tuple[str, Callable[[AMFTConfig], bool], str], ...] = (
-    ("method.weight", lambda s: s.method.name == "fixed_mu", "method=fixed_mu"),
-    ("demonstrations.loss", lambda s: reads_loss(s.method.name), "a method without a loss of its own"),
-    ("method.schedule", lambda s: s.method.name == "scheduled_mu", "method=scheduled_mu"),
-    ("controller", lambda s: s.method.name == "amft", "method=amft"),
-    ("controller.meta.trace_decay", lambda s: s.controller.meta.horizon == "trace", "controller.meta.horizon=trace"),
-    ("controller.meta.rms_decay", lambda s: s.controller.meta.scale == "rms", "controller.meta.scale=rms"),
-    ("mixture", lambda s: s.method.name in ("amft", "fixed_mu", "scheduled_mu"), "a method that mixes two gradients"),
-    ("mixture.decay", lambda s: s.mixture.scale == "equal_norm", "amft.mixture.scale=equal_norm"),
-    ("warm_up.learning_rate", lambda s: s.warm_up.steps > 0, "amft.warm_up.steps of at least 1"),
-)
-
-
-def reads_loss(method: str) -> bool:
-    return METHODS[method].demonstration_loss is Method.demonstration_loss
-
-
-def check_every_key_is_read(run: Run) -> None:
-    values, defaults = dataclasses.asdict(run.settings), dataclasses.asdict(AMFTConfig())
-    for key, is_read, reader in READERS:
-        if is_read(run.settings):
-            continue
-        for path, value, default in _differences(_at(values, key), _at(defaults, key), key):
-            raise ValueError(
-                f"amft.{path}={value!r} has no effect with method={run.settings.method.name} and these settings; leave "
-                f"it at its default {default!r}, or choose what reads it: {reader}."
-            )
-
-
-def _at(tree: dict[str, Any], key: str) -> Any:
-    for name in key.split("."):
-        tree = tree[name]
-    return tree
-
-
-def _differences(value: Any, default: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(value, dict):
-        for name in value:
-            yield from _differences(value[name], default[name], f"{path}.{name}")
-    elif value != default:
-        yield path, value, default
-
-
 # ---- method and advantages -------------------------------------------------------------------------------------------
 
 NO_GROUP_ESTIMATORS = ("gae", "reinforce_plus_plus")
@@ -144,17 +100,19 @@ def check_advantages(run: Run) -> None:
         allowed = ("gae",)
     elif name == "grpo":
         allowed = tuple(choice for choice in allowed if choice != "gae")
-    if METHODS[name].own_advantages:
-        allowed = ("grpo",)
+    if not run.needs.advantages:
+        allowed = ("grpo",)  # nobody asks for it, and "gae" would make a critic
     if estimator not in allowed:
         raise ValueError(
             f"algorithm.adv_estimator={estimator!r} does not go with method={name}; choose {_listed(allowed)}, or "
             "another method (method=ppo is GAE with a critic, method=grpo compares the rollouts of a group)."
         )
-    if estimator in GROUP_ESTIMATORS and run.needs.rollouts and run.shape.rollouts_per_prompt < 2:
+    compares = run.needs.policy_gradient or run.needs.preferences
+    if estimator in GROUP_ESTIMATORS and compares and run.shape.rollouts_per_prompt < 2:
         raise ValueError(
-            f"{ROLLOUT}.n={run.shape.rollouts_per_prompt} leaves no group to compare a rollout with, which "
-            f"algorithm.adv_estimator={estimator} does; give at least 2 (the paper has 8), or choose method=ppo."
+            f"{ROLLOUT}.n={run.shape.rollouts_per_prompt} leaves no group to compare a rollout with, as "
+            f"method={name} does with algorithm.adv_estimator={estimator}; give at least 2 (the paper has 8), or "
+            "choose method=ppo."
         )
 
 
@@ -190,7 +148,6 @@ def check_optimizer(run: Run) -> None:
 
 def check_divisibility(run: Run) -> None:
     shape = run.shape
-    demonstrations = run.settings.demonstrations.batch_size
     ranks = f"trainer.nnodes x trainer.n_gpus_per_node ({shape.num_ranks} ranks)"
     # (what must be divided, its value, by what, its value)
     _require_divisible(ranks, shape.num_ranks, f"{ACTOR}.ulysses_sequence_parallel_size", shape.sequence_parallel)
@@ -198,15 +155,16 @@ def check_divisibility(run: Run) -> None:
     _require_divisible(
         "data.train_batch_size", shape.train_batch_size, f"{ACTOR}.ppo_mini_batch_size", shape.mini_batch_size
     )
-    _require_divisible(
-        f"data.train_batch_size x {ROLLOUT}.n", shape.rollouts_per_step, "the data-parallel ranks", shape.data_parallel
-    )
-    _require_divisible(
-        "amft.demonstrations.batch_size",
-        demonstrations,
-        f"mini-batches ({shape.num_mini_batches}) x data-parallel ranks ({shape.data_parallel})",
-        shape.num_mini_batches * shape.data_parallel,
-    )
+    if run.needs.rollouts:
+        product, size = f"data.train_batch_size x {ROLLOUT}.n", shape.rollouts_per_step
+        _require_divisible(product, size, "the data-parallel ranks", shape.data_parallel)
+    if run.needs.expert_batches or run.needs.collected:
+        _require_divisible(
+            "amft.demonstrations.batch_size",
+            run.settings.demonstrations.batch_size,
+            f"mini-batches ({shape.num_mini_batches}) x data-parallel ranks ({shape.data_parallel})",
+            shape.num_mini_batches * shape.data_parallel,
+        )
     generated = run.value("data.gen_batch_size")
     if generated not in (None, shape.train_batch_size):
         raise ValueError(

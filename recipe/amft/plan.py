@@ -1,32 +1,19 @@
 """What a run will do, counted before it starts: the report of `dry_run=true`."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from recipe.amft.config_checks import Run
 from recipe.amft.memory import GIB, Architecture, Item, Memory, total
 from recipe.amft.methods import Method, StepPlan
-
-
-def union(plans: Iterable[StepPlan]) -> StepPlan:
-    """Everything that any of the steps needs."""
-    plans = list(plans)
-    return StepPlan(
-        rollouts=any(plan.rollouts for plan in plans),
-        demonstrations=any(plan.demonstrations for plan in plans),
-        utility=any(plan.utility for plan in plans),
-        track_tangent=any(plan.track_tangent for plan in plans),
-        paired=any(plan.paired for plan in plans),
-        rehearsal=any(plan.rehearsal for plan in plans),
-        learns=any(plan.learns for plan in plans),
-        collected=any(plan.collected for plan in plans),
-        preferences=any(plan.preferences for plan in plans),
-    )
+from recipe.amft.needs import union
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Whole-run totals; tokens are upper bounds, for every sequence may be as long as allowed."""
+    """Whole-run totals; tokens are upper bounds, for every sequence may be as long as allowed.
+
+    `upper_bounds` names the other totals that depend on what the run will see: it has at most so many.
+    """
 
     warm_up_steps: int
     training_steps: int
@@ -37,28 +24,40 @@ class Counts:
     rollouts: int
     utility_rollouts: int
     validation_rollouts: int | None  # None: the validation data is not there to be counted
-    demonstrations: int
+    demonstrations: int  # learned, those of the warm-up and collected samples among them
     generated_tokens: int  # without validation
     trained_tokens: int
+    upper_bounds: frozenset[str] = frozenset()
 
 
 def count(run: Run, method: Method, num_training_steps: int, num_validation_rows: int | None) -> Counts:
     """Count by asking the method for the plan of every step."""
     shape, settings = run.shape, run.settings
     plans = [method.plan(step, method.initial_state()) for step in range(num_training_steps)]
-    warm_up = settings.warm_up.steps
+    # Kinds of steps that never come in the initial state depend on what the run sees: any step may be one.
+    possible = union(kind for kind in method.kinds if kind not in plans) if set(method.kinds) - set(plans) else None
+    if possible is not None:
+        plans = [union((plan, possible)) for plan in plans]
+    warm_up, batch = settings.warm_up.steps, settings.demonstrations.batch_size
     meta_updates = sum(plan.utility for plan in plans)
+    rehearsals = sum(plan.rehearsal for plan in plans)
     rollouts = sum(plan.rollouts for plan in plans) * shape.rollouts_per_step
-    demonstrations = (warm_up + sum(plan.demonstrations for plan in plans)) * settings.demonstrations.batch_size
+    learned_rollouts = sum(plan.rollouts and plan.learns for plan in plans) * shape.rollouts_per_step
+    demonstrations = warm_up * batch + sum(_demonstrations(run, plan) for plan in plans)
     utility = meta_updates * settings.utility.num_prompts * settings.utility.rollouts_per_prompt
     validations = _validations(run, warm_up, warm_up + num_training_steps)
     validated = None
     if num_validation_rows is not None:
         validated = validations * num_validation_rows * shape.rollouts_per_validation_prompt
+    bounds = {"optimizer_steps"} if rehearsals else set()
+    if any(plan.demonstrations and (plan.paired or plan.collected) for plan in plans) or rehearsals:
+        bounds |= {"demonstrations"}
+    if possible is not None:
+        bounds |= {"rollouts", "demonstrations"}
     return Counts(
         warm_up_steps=warm_up,
         training_steps=num_training_steps,
-        optimizer_steps=(warm_up + num_training_steps) * shape.num_mini_batches,
+        optimizer_steps=(warm_up + sum(plan.learns for plan in plans)) * shape.num_mini_batches + rehearsals,
         meta_updates=meta_updates,
         validations=validations,
         checkpoints=num_due(run.config.trainer.save_freq, warm_up + num_training_steps),
@@ -67,8 +66,16 @@ def count(run: Run, method: Method, num_training_steps: int, num_validation_rows
         validation_rollouts=validated,
         demonstrations=demonstrations,
         generated_tokens=(rollouts + utility) * shape.response_length,
-        trained_tokens=(rollouts + utility + demonstrations) * shape.sequence_length,
+        trained_tokens=(learned_rollouts + utility + demonstrations) * shape.sequence_length,
+        upper_bounds=frozenset(bounds),
     )
+
+
+def _demonstrations(run: Run, plan: StepPlan) -> int:
+    """At most so many in such a step: those of its own prompts, or a batch (of pairs), and what may be rehearsed."""
+    batch = run.shape.train_batch_size if plan.paired else run.settings.demonstrations.batch_size
+    in_step = plan.demonstrations * batch * (2 if plan.preferences else 1)
+    return in_step + plan.rehearsal * run.shape.train_batch_size
 
 
 def num_due(every: int, num_steps: int) -> int:
@@ -108,10 +115,10 @@ class Plan:
     def _head(self) -> list[str]:
         config, shape = self.run.config, self.run.shape
         size = f", {self.architecture.num_parameters / 1e9:.3f} B parameters" if self.architecture else ""
-        step = (
-            f"{shape.train_batch_size} prompts x {shape.rollouts_per_prompt} rollouts, "
-            f"{self.run.settings.demonstrations.batch_size} demonstrations; mini-batches: {shape.num_mini_batches}"
-        )
+        needs, batch = self.run.needs, self.run.settings.demonstrations.batch_size
+        rollouts = f"{shape.train_batch_size} prompts x {shape.rollouts_per_prompt} rollouts, " * needs.rollouts
+        source = "the same prompts'" if needs.paired else f"{batch:,}" if needs.demonstrations else "no"
+        step = f"{rollouts}{source} demonstrations; mini-batches: {shape.num_mini_batches}"
         return [
             f"Plan of {self.run.settings.run_dir}",
             _row("method", f"{self.run.settings.method.name}, advantages {config.algorithm.adv_estimator}"),
@@ -125,17 +132,21 @@ class Plan:
         counts = self.counts
         if counts is None:
             return []
+
+        def total_of(name: str) -> str:
+            return f"{'up to ' if name in counts.upper_bounds else ''}{getattr(counts, name):,}"
+
         validated = "unknown" if counts.validation_rollouts is None else f"{counts.validation_rollouts:,}"
         return [
             "In all",
             _row("warm-up steps", f"{counts.warm_up_steps:,}"),
             _row("training steps", f"{counts.training_steps:,}"),
-            _row("optimiser steps", f"{counts.optimizer_steps:,}"),
+            _row("optimiser steps", total_of("optimizer_steps")),
             _row("meta-updates", f"{counts.meta_updates:,}"),
             _row("validations", f"{counts.validations:,} ({validated} rollouts)"),
             _row("checkpoints", f"{counts.checkpoints:,}"),
-            _row("rollouts", f"{counts.rollouts:,} for training, {counts.utility_rollouts:,} for meta-updates"),
-            _row("demonstrations", f"{counts.demonstrations:,}"),
+            _row("rollouts", f"{total_of('rollouts')} for training, {counts.utility_rollouts:,} for meta-updates"),
+            _row("demonstrations", total_of("demonstrations")),
             _row("tokens, at most", f"{counts.generated_tokens:,} generated, {counts.trained_tokens:,} trained on"),
         ]
 

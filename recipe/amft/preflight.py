@@ -20,8 +20,9 @@ from recipe.amft.config_checks import CONFIGURATION_CHECKS, Run, check_supported
 from recipe.amft.data.files import Split, check_splits
 from recipe.amft.machine_checks import check_attention, check_cluster, check_device, check_model, gpu_memory_gib
 from recipe.amft.memory import Memory, estimate, read_architecture
-from recipe.amft.methods import Method, StepPlan, make_method
-from recipe.amft.plan import Plan, count, union
+from recipe.amft.methods import Method, make_method
+from recipe.amft.needs import everything_asked, union
+from recipe.amft.plan import Plan, count
 from recipe.amft.prepare import make_once
 from recipe.amft.run_folder import RunFolder
 from recipe.amft.shape import Shape, training_steps
@@ -58,13 +59,6 @@ def preflight(config) -> tuple[AMFTConfig, RunFolder, Plan]:
     if not config.dry_run:
         check_with_verl(run)
     return run.settings, folder, plan
-
-
-def everything_asked(method: Method, settings: AMFTConfig) -> StepPlan:
-    """What the method asks of any step, from a sample that holds every kind."""
-    every = settings.utility.every
-    state = method.initial_state()
-    return union([*(method.plan(step, state) for step in (*range(1000), every - 1, every)), *method.kinds])
 
 
 @dataclass
@@ -143,15 +137,17 @@ def check_data(run: Run) -> dict[str, int]:
     demonstrations_key = "amft.demonstrations.files" if settings.demonstrations.files else "data.train_files"
     splits = {
         "train": Split("data.train_files", train, reward, True, (run.shape.train_batch_size, "data.train_batch_size")),
-        "demonstrations": Split(
+        "validation": Split("data.val_files", as_tuple(config.data.val_files), reward),
+    }
+    if run.needs.expert:
+        least = (settings.demonstrations.batch_size, "amft.demonstrations.batch_size")
+        splits["demonstrations"] = Split(
             demonstrations_key,
             settings.demonstrations.files or train,
             ("target",),
             False,
-            (settings.demonstrations.batch_size, "amft.demonstrations.batch_size"),
-        ),
-        "validation": Split("data.val_files", as_tuple(config.data.val_files), reward),
-    }
+            least if run.needs.expert_batches else (1, ""),
+        )
     if run.needs.utility:
         least = (settings.utility.num_prompts, "amft.utility.num_prompts")
         splits["utility"] = Split("amft.utility.files", settings.utility.files, reward, True, least)
@@ -169,7 +165,7 @@ def make_plan(run: Run, method: Method, findings: Findings) -> Plan:
     num_steps = training_steps(run.config, rows.get("train"))
     counts = None
     if num_steps is not None:
-        check_meta_updates(run, method, num_steps)
+        check_length(run, method, num_steps)
         counts = count(run, method, num_steps, rows.get("validation"))
     architecture = findings.attempt(read_architecture, run.settings, run.config.actor_rollout_ref.model.path)
     memory = None
@@ -179,7 +175,15 @@ def make_plan(run: Run, method: Method, findings: Findings) -> Plan:
     return Plan(run, counts, architecture, memory, tuple(findings.texts))
 
 
-def check_meta_updates(run: Run, method: Method, num_steps: int) -> None:
+def check_length(run: Run, method: Method, num_steps: int) -> None:
+    """ValueError for a run that ends before a part of its method begins."""
+    least, key = method.least_steps
+    if num_steps < least:
+        raise ValueError(
+            f"{key}={run.value(key)} in a run of {num_steps} training steps leaves out a part of "
+            f"method={run.settings.method.name}; choose a smaller {key}, or a run of at least {least} steps "
+            "(trainer.total_training_steps counts all stages)."
+        )
     if run.needs.utility and not union(method.plan(step, method.initial_state()) for step in range(num_steps)).utility:
         raise ValueError(
             f"amft.utility.every={run.settings.utility.every} in a run of {num_steps} training steps leaves no "

@@ -19,6 +19,7 @@ from recipe.amft.data.demonstrations import (
     row_identity,
 )
 from recipe.amft.methods import Choice, Groups, Method, StepPlan
+from recipe.amft.needs import Needs, everything_asked
 from recipe.amft.tasks.environment import begin
 from verl_ext.trainer import PromptStream, RecipeTrainer, balanced_partitions
 
@@ -61,9 +62,10 @@ class StepDataTrainer(RecipeTrainer):
             max_response_length=config.data.max_response_length,
             template_kwargs=dict(config.data.apply_chat_template_kwargs),
         )
-        rows, self.reasons_left_out = load_demonstrations(
-            settings.demonstrations.files or list(config.data.train_files), tokenize, settings.demonstrations.on_bad_row
-        )
+        rows, self.reasons_left_out = [], []
+        if self.needs.expert:
+            files = settings.demonstrations.files or list(config.data.train_files)
+            rows, self.reasons_left_out = load_demonstrations(files, tokenize, settings.demonstrations.on_bad_row)
         self.demonstration_of = {row.row_id: row for row in rows}
         if len(self.demonstration_of) < len(rows) and self.method.plan(0, self.method.initial_state()).paired:
             raise ValueError(
@@ -71,9 +73,12 @@ class StepDataTrainer(RecipeTrainer):
                 f"split and index), by which method={settings.method.name} finds demonstrations; make them unique."
             )
         self.show_demonstrations()
-        self.demonstrations = DemonstrationStream(
-            rows, settings.demonstrations.batch_size, settings.demonstrations.seed
-        )
+        batch_size = settings.demonstrations.batch_size if self.needs.expert_batches else len(rows)
+        self.demonstrations = DemonstrationStream(rows, batch_size, settings.demonstrations.seed)
+
+    @property
+    def needs(self) -> Needs:
+        return everything_asked(self.method, self.settings)
 
     def demonstration(self, row_id: str) -> Demonstration:
         """The demonstration of a training row; RuntimeError where a method needs one that is not there."""
@@ -99,6 +104,7 @@ class StepDataTrainer(RecipeTrainer):
                 {row_id: decode(row.prompt) for row_id, row in rows},
                 {row_id: decode(row.response) for row_id, row in rows},
             )
+        check_guidance(self.method, self.demonstration_of, self.tokenizer, self.config.data.max_prompt_length)
 
     # ---- rollouts ----------------------------------------------------------------------------------------------
 
@@ -263,6 +269,31 @@ class StepDataTrainer(RecipeTrainer):
             "data/utility_epoch": float(self.utility_prompts.epoch if self.utility_prompts else 0),
             "data/demonstrations_left_out": float(len(self.reasons_left_out)),
         }
+
+
+def check_guidance(method: Method, rows: Mapping[str, Demonstration], tokenizer, max_prompt_length: int) -> None:
+    """ValueError when a prompt and a text that the method puts before it are longer than `max_prompt_length` tokens.
+
+    verl would cut the prompt off on the left. Two line breaks stand between them (verl_ext/agent_loop.py).
+    """
+    texts = dict(zip(rows, method.guidance(0, list(rows)) or (), strict=False))
+    different = sorted({text for guidance in texts.values() for text in guidance})
+    if not different:
+        return
+    encoded = tokenizer([f"{text}\n\n" for text in different], add_special_tokens=False)["input_ids"]
+    num_tokens = dict(zip(different, map(len, encoded), strict=True))
+    lengths = {
+        row_id: len(rows[row_id].prompt) + max((num_tokens[text] for text in guidance), default=0)
+        for row_id, guidance in texts.items()
+    }
+    too_long = [row_id for row_id, length in lengths.items() if length > max_prompt_length]
+    if too_long:
+        name, options = method.config.method.name, dict(method.config.method.options)
+        raise ValueError(
+            f"{len(too_long)} of {len(rows)} prompts are longer than data.max_prompt_length={max_prompt_length} tokens "
+            f"with the guidance of method={name} before them (the first is row {too_long[0]}); give at least "
+            f"data.max_prompt_length={max(lengths.values())}, or shorter guidance (amft.method.options={options})."
+        )
 
 
 def has_tokens(batch: KVBatchMeta) -> bool:

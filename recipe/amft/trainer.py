@@ -131,7 +131,15 @@ class AMFTTrainer(StepDataTrainer):
             self.configured = losses
 
     def finish_warm_up(self, last_step: dict[str, float]) -> dict[str, float]:
-        """H*: the warmed policy's mean entropy on demonstrations (Algorithm 2, line 11)."""
+        """H*: the warmed policy's mean entropy on demonstrations (Algorithm 2, line 11), where a run draws any."""
+        measured = self.entropy_on_demonstrations() if self.needs.expert_batches else {}
+        if "sft/norm" in last_step:
+            measured["sft_norm"] = last_step["sft/norm"]
+        self.method_state = self.method.after_warm_up(self.method_state, measured)
+        return {"controller/entropy": measured["entropy"]} if "entropy" in measured else {}
+
+    def entropy_on_demonstrations(self) -> dict[str, float]:
+        """The policy's mean over a few batches, in an order that leaves the stream of training alone."""
         peek = DemonstrationStream(
             self.demonstrations.demonstrations, self.demonstrations.batch_size, self.settings.demonstrations.seed + 1
         )
@@ -139,11 +147,7 @@ class AMFTTrainer(StepDataTrainer):
             metrics_of(self.actor_rollout_wg.demonstration_entropy(self.to_batch(rows)))["entropy"]
             for rows in ([(row, 1.0) for row in peek.next()] for _ in range(self.settings.warm_up.entropy_batches))
         ]
-        measured = {"entropy": sum(entropies) / len(entropies)}
-        if "sft/norm" in last_step:
-            measured["sft_norm"] = last_step["sft/norm"]
-        self.method_state = self.method.after_warm_up(self.method_state, measured)
-        return {"controller/entropy": measured["entropy"]}
+        return {"entropy": sum(entropies) / len(entropies)}
 
     def train_step(self, step: int) -> dict[str, float]:
         """Phase 2, Algorithm 2 lines 15-34, for training step t = `step`."""

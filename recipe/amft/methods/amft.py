@@ -14,6 +14,8 @@ from recipe.amft.methods.base import Measurements, Method, Mix, StepPlan
 class AMFT(Method):
     """Algorithm 2. Without a meta learning rate it is entropy-only, without an entropy learning rate meta-only."""
 
+    reads = ("controller", "mixture")
+
     def plan(self, step: int, state: Any) -> StepPlan:
         """A meta-update every K steps, from the first step that has a step before it."""
         learns = self.config.controller.meta.learning_rate > 0

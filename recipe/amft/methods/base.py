@@ -173,10 +173,12 @@ class Rehearsal:
 class Method(ABC):
     """How a training step uses rollouts and demonstrations; pure: what a method remembers is the state it returns.
 
-    `Options` is the dataclass of the method's own keys, `amft.method.options.*`.
+    `Options` is the dataclass of the method's own keys, `amft.method.options.*`; `reads` names further keys or
+    nodes of `amft` that only some methods read; with the others they are refused.
     """
 
     Options: type = type(None)
+    reads: tuple[str, ...] = ()
     reads_demonstrations = False  # whether `read_demonstrations` is called before training
     kinds: tuple[StepPlan, ...] = ()  # plans that only a later state asks for: what is checked before a run
     own_advantages = False  # whether `choose` gives advantages: then there is no critic
@@ -186,6 +188,11 @@ class Method(ABC):
     def __init__(self, config: AMFTConfig):
         self.config = config
         self.options: Any = build_options(type(self).Options, config.method.options, config.method.name)
+
+    @property
+    def least_steps(self) -> tuple[int, str]:
+        """The shortest run, in training steps, that has every part of the method, and the key that decides it."""
+        return 1, ""
 
     @abstractmethod
     def plan(self, step: int, state: Any) -> StepPlan:
@@ -244,8 +251,8 @@ class Method(ABC):
         return None
 
     def after_warm_up(self, state: Any, measured: Mapping[str, float]) -> Any:
-        """Told once, before step 0: `entropy`, the warmed policy's mean on demonstrations, and `sft_norm`, the norm of
-        the SFT gradient in the last warm-up step (absent without a warm-up)."""
+        """Told once, before step 0: `entropy`, the warmed policy's mean on demonstrations (absent in a run that draws
+        none), and `sft_norm`, the norm of the SFT gradient in the last warm-up step (absent without a warm-up)."""
         return state
 
     def state_to_dict(self, state: Any) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class ReinforcementOnly(Method):
 class FixedMu(Method):
     """Eq. 3 with a constant mu = `method.weight`: the control that a learned mu has to beat."""
 
+    reads = ("method.weight", "mixture")
+
     def plan(self, step: int, state: Any) -> StepPlan:
         return StepPlan()
 

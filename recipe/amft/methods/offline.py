@@ -31,6 +31,10 @@ class CollectThenLearn(Method):
     def stage(self, step: int) -> Stage:
         return Stage("sampling" if step < self.options.sample_steps else "learning")
 
+    @property
+    def least_steps(self) -> tuple[int, str]:
+        return self.options.sample_steps + 1, "amft.method.options.sample_steps"
+
     def plan(self, step: int, state: Any) -> StepPlan:
         if step < self.options.sample_steps:
             return StepPlan(demonstrations=False, learns=False)

@@ -29,6 +29,10 @@ class Relift(Method):
 
     Options = ReliftOptions
 
+    @property
+    def least_steps(self) -> tuple[int, str]:
+        return (self.options.every, "amft.method.options.every") if self.options.trigger == "every" else (1, "")
+
     def plan(self, step: int, state: Any) -> StepPlan:
         return StepPlan(demonstrations=False, rehearsal=True)
 

@@ -9,6 +9,8 @@ from recipe.amft.methods.base import Measurements, Method, Mix, StepPlan
 class ScheduledMu(Method):
     """Eq. 3 with mu = `algorithm.schedules.scheduled_mu(step)`."""
 
+    reads = ("method.schedule", "mixture")
+
     def plan(self, step: int, state: Any) -> StepPlan:
         return StepPlan()
 

@@ -31,6 +31,10 @@ class ImitationThenReinforcement(Method):
         rate = self.options.rl_learning_rate
         return Stage("reinforcement", from_best=True, optimizer="reinforcement", learning_rate=rate)
 
+    @property
+    def least_steps(self) -> tuple[int, str]:
+        return self.options.sft_steps + 1, "amft.method.options.sft_steps"
+
     def plan(self, step: int, state: Any) -> StepPlan:
         imitates = step < self.options.sft_steps
         return StepPlan(rollouts=not imitates, demonstrations=imitates)
