@@ -4,6 +4,7 @@ A recipe subclasses `RecipeTrainer`, names its actor worker class and writes its
 log-probabilities, advantages, critic updates, validation and checkpoint formats are the parent's methods.
 """
 
+import asyncio
 import json
 import os
 import shutil
@@ -96,13 +97,24 @@ class RecipeTrainer(PPOTrainerSync):
         watchdog: ends the run when a phase does not come back.
         rollout_seconds: longest wait for one wave of rollouts.
         poll_seconds: pause between two looks at the replay buffer.
+        engine_at_start: start the rollout engine with the workers; otherwise when it is first needed, if ever.
     """
 
-    def __init__(self, config, *, actor_worker_class, watchdog: Watchdog, rollout_seconds: float, poll_seconds: float):
+    def __init__(
+        self,
+        config,
+        *,
+        actor_worker_class,
+        watchdog: Watchdog,
+        rollout_seconds: float,
+        poll_seconds: float,
+        engine_at_start: bool = True,
+    ):
         self.actor_worker_class = actor_worker_class
         self.watchdog = watchdog
         self.rollout_seconds = rollout_seconds
         self.poll_seconds = poll_seconds
+        self._enable_hybrid_replicas = engine_at_start  # verl's: whether `_setup` launches the engine's replicas
         self._replicas_awake = False
         self._weights_synced = False
         super().__init__(config)
@@ -175,11 +187,23 @@ class RecipeTrainer(PPOTrainerSync):
         """Bring the rollout engine up with the current weights; free of cost when it already has them."""
         if self._weights_synced and self._replicas_awake:
             return
+        if not self.checkpoint_manager.replicas:
+            with self.watchdog.phase("rollout engine's start"):
+                self._start_rollout_engine()
         with self.watchdog.phase("weight sync"):
             if self._replicas_awake:
                 self.checkpoint_manager.sleep_replicas()
             self.checkpoint_manager.update_weights(self.global_steps)
         self._replicas_awake = self._weights_synced = True
+
+    def _start_rollout_engine(self) -> None:
+        """Launch the replicas that `_setup` left out and tell their addresses to the agent loops' load balancer."""
+        manager = self.llm_server_manager
+        asyncio.run(manager._initialize_llm_servers())
+        servers = dict(zip(manager.server_addresses, manager.server_handles, strict=True))
+        ray.get(manager.global_load_balancer.add_servers.remote(servers))
+        self.checkpoint_manager.add_replicas(manager.get_replicas())
+        self.checkpoint_manager.sleep_replicas()
 
     def sleep_rollout_engine(self) -> None:
         """Give the engine's memory back to training. Its weights are gone with it where sleeping frees them."""
@@ -286,22 +310,22 @@ class RecipeTrainer(PPOTrainerSync):
             (folder / COMPLETE).unlink(missing_ok=True)
             shutil.rmtree(folder)
 
-    def before_loading(self) -> None:
-        """Hook: the workers hold the model they were given, and no checkpoint has been loaded yet."""
+    def before_loading(self, folder: Path | None) -> None:
+        """Hook: the workers hold the model they were given; the checkpoint `folder`, if any, is loaded next."""
 
     def _load_checkpoint(self) -> None:
         """verl's loader, pointed at the newest complete checkpoint instead of at the tracker file."""
-        self.before_loading()
-        if self.config.trainer.resume_mode == "auto":
-            folder = self.latest_checkpoint()
-            if folder is None:
-                self.global_steps = 0
-                return
-            self.config.trainer.resume_mode = "resume_path"
-            self.config.trainer.resume_from_path = str(folder)
+        trainer = self.config.trainer
+        if trainer.resume_mode == "auto":
+            latest = self.latest_checkpoint()
+            trainer.resume_mode = "disable" if latest is None else "resume_path"
+            trainer.resume_from_path = None if latest is None else str(latest)
+        path = trainer.resume_from_path if trainer.resume_mode == "resume_path" else None
+        folder = Path(path).absolute() if path else None
+        self.before_loading(folder)
         super()._load_checkpoint()
-        if self.global_steps > 0:
-            self.load_recipe_state(Path(self.config.trainer.resume_from_path).absolute())
+        if folder is not None:
+            self.load_recipe_state(folder)
 
 
 def add_field(batch: TensorDict, name: str, values: list) -> None:
