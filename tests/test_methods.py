@@ -19,6 +19,7 @@ The identities between methods, and where each is shown:
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ from omegaconf import OmegaConf
 
 from recipe.amft.algorithm.token_losses import LossSpec
 from recipe.amft.config import AMFTConfig, from_mapping
-from recipe.amft.config_checks import Run, check_every_key_is_read
+from recipe.amft.config_checks import CONFIGURATION_CHECKS, Run, check_every_key_is_read
 from recipe.amft.main import CONFIGS, compose
 from recipe.amft.methods import METHODS, Choice, Groups, Measurements, Method, Mix, StepPlan, Sum, make_method
 from recipe.amft.preflight import everything_asked
@@ -677,6 +678,26 @@ def test_the_sft_family_differs_in_its_loss_alone(name: str) -> None:
     assert {(decision.plan, decision.combination) for decision in decisions_of(method)} == {
         (StepPlan(rollouts=False), Mix(1.0))
     }
+
+
+# ---- published numbers -----------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text().partition("## Published numbers")[2]
+PUBLISHED = {
+    name: overrides.strip("`").split()
+    for name, overrides in re.findall(r"^\| `(\w+)` \| [^|]+ \| ?([^|]*?) ?\|$", PAGE, re.MULTILINE)
+}
+
+
+@every_preset
+def test_the_published_numbers_can_be_set(preset: str) -> None:
+    """docs/methods.md has a row for every method, whose overrides compose and contradict nothing."""
+    overrides = ["experiment=math_amft", f"method={preset}", *PUBLISHED[preset]]
+    config = composed(*overrides)
+    settings = settings_of(*overrides)
+    asked = everything_asked(make_method(settings), settings)
+    for check in CONFIGURATION_CHECKS:
+        check(Run(config, settings, Shape.from_config(config), asked))
 
 
 # ---- keys ------------------------------------------------------------------------------------------------------------
