@@ -237,6 +237,12 @@ class AMFTTrainingWorker(GradientWorker):
             "loss": metrics["loss"],
         }
 
+    def forget(self) -> None:
+        """Everything that a run adds to weights and main optimiser, as before its first step."""
+        self.sft_gradient = self.rl_gradient = self.reference = None
+        self.tangent, self.tangent_is_old = Tangent(), True
+        self.optimizer_states.clear()
+
     def save_state(self, folder: str) -> None:
         """Write this rank's tangent and second optimisers (atomically); nothing pending writes empty ones."""
         os.makedirs(folder, exist_ok=True)
@@ -349,6 +355,10 @@ class AMFTWorker(ActorRolloutRefWorker):
     @register(dispatch_mode=ACTOR_MESH)
     def validation_gradient(self, data: TensorDict) -> TensorDict:
         return _scalars(self.actor.validation_gradient(data))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def forget(self) -> None:
+        self.actor.forget()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_state(self, folder: str) -> None:
