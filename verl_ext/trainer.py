@@ -310,7 +310,7 @@ class RecipeTrainer(PPOTrainerSync):
             (folder / COMPLETE).unlink(missing_ok=True)
             shutil.rmtree(folder)
 
-    def before_loading(self, folder: Path | None) -> None:
+    def before_loading(self, folder: Path | None = None) -> None:
         """Hook: the workers hold the model they were given; the checkpoint `folder`, if any, is loaded next."""
 
     def _load_checkpoint(self) -> None:

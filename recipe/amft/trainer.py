@@ -419,7 +419,7 @@ class AMFTTrainer(StepDataTrainer):
 
     # ---- state -------------------------------------------------------------------------------------------------
 
-    def before_loading(self, folder: Path | None) -> None:
+    def before_loading(self, folder: Path | None = None) -> None:
         """Keep the reference policy, where one is needed, whatever checkpoint the run goes on from.
 
         It is the model that the run was given; for a method that wants the warmed policy only until the warm-up's end,

@@ -43,7 +43,10 @@ def run(trainer, method: str, overrides: list[str], config, folder: Path) -> dic
     trainer.begin(read_settings(own))
     trainer.forget_collected()
     trainer.show_demonstrations()
-    trainer.before_loading(None)
+    given = str(folder / "given" / method)
+    trainer.actor_rollout_wg.save_weights(given)
+    trainer.actor_rollout_wg.forget()
+    trainer.before_loading()
     trainer.finish_warm_up({"sft/norm": 1.0})
     steps, seen = [], [look(trainer)]
     for step in range(STEPS):
@@ -51,7 +54,7 @@ def run(trainer, method: str, overrides: list[str], config, folder: Path) -> dic
             trainer.save_checkpoint(keep=1)
             trainer.delete_unused_best()
             before = trainer.method.state_to_dict(trainer.method_state)
-            resume(trainer)
+            resume(trainer, given)
             after = trainer.method.state_to_dict(trainer.method_state)
             resumed = look(trainer)
             trainer.enter_stage(trainer.method.stage(step))
@@ -71,9 +74,11 @@ def run(trainer, method: str, overrides: list[str], config, folder: Path) -> dic
     }
 
 
-def resume(trainer) -> None:
-    """What a new process does: it knows the configuration, and the newest checkpoint."""
+def resume(trainer, given: str) -> None:
+    """What a new process does: it has the configuration, the given model, and the newest checkpoint."""
     trainer.begin(trainer.settings)
+    trainer.actor_rollout_wg.load_weights(given)
+    trainer.actor_rollout_wg.forget()
     trainer.forget_collected()
     trainer.show_demonstrations()
     trainer.config.trainer.resume_mode = "auto"
