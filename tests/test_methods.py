@@ -680,6 +680,17 @@ def test_the_sft_family_differs_in_its_loss_alone(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "key"), [("rft", "sample_steps"), ("dpo", "sample_steps"), ("sft_then_rl", "sft_steps")]
+)
+def test_a_run_too_short_for_its_stages_is_refused(name: str, key: str) -> None:
+    """It would collect and never learn, or never reach the second stage."""
+    method = method_of(name, **{key: 5})
+    method.check_num_steps(6)
+    with pytest.raises(ValueError, match=rf"{key}=5 of 5 training steps .*trainer\.total_training_steps"):
+        method.check_num_steps(5)
+
+
 # ---- published numbers -----------------------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text().partition("## Published numbers")[2]

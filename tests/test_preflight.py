@@ -255,11 +255,29 @@ def test_normalised_prompts():
 # ---- what passes -----------------------------------------------------------------------------------------------------
 
 
+# Their first stage is as long as in the paper's runs, which 50 steps cannot hold.
+SHORTER_STAGES = {
+    name: [f"amft.method.options.{key}=10"]
+    for key, names in {"sft_steps": ("sft_then_rl", "dft_then_rl"), "sample_steps": ("rft", "dpo")}.items()
+    for name in names
+}
+
+
+@pytest.mark.parametrize("preset", sorted(SHORTER_STAGES))
+def test_a_stage_that_leaves_no_room_for_the_next_is_refused(base, cache, preset):
+    """The default length of the first stage in a run of 50 steps: said before anything starts."""
+    with pytest.raises(ValueError, match=r"of 50 training steps .*trainer\.total_training_steps"):
+        preflight(compose([*SMALL, f"amft.cache_dir={cache}", f"amft.run_dir={cache / 'run'}", f"method={preset}"]))
+
+
 @pytest.mark.parametrize("preset", METHOD_PRESETS)
 def test_every_method_preset_passes(base, cache, preset):
     """Each preset runs on generated data: no finding, a plan, the paths filled in."""
     config = compose(
-        [*SMALL, f"amft.cache_dir={cache}", f"amft.run_dir={cache / 'run'}", f"method={preset}", "dry_run=true"]
+        [
+            *(*SMALL, f"amft.cache_dir={cache}", f"amft.run_dir={cache / 'run'}", f"method={preset}", "dry_run=true"),
+            *SHORTER_STAGES.get(preset, []),
+        ]
     )
     settings, _, plan = preflight(config)
     assert plan.findings == ()

@@ -169,6 +169,7 @@ def make_plan(run: Run, method: Method, findings: Findings) -> Plan:
     num_steps = training_steps(run.config, rows.get("train"))
     counts = None
     if num_steps is not None:
+        method.check_num_steps(num_steps)
         check_meta_updates(run, method, num_steps)
         counts = count(run, method, num_steps, rows.get("validation"))
     architecture = findings.attempt(read_architecture, run.settings, run.config.actor_rollout_ref.model.path)

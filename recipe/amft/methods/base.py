@@ -227,6 +227,9 @@ class Method(ABC):
         """The stage that training step `step` belongs to."""
         return Stage()
 
+    def check_num_steps(self, num_steps: int) -> None:  # noqa: B027
+        """Before a run: ValueError when `num_steps` training steps are too few for the method's stages."""
+
     def guidance(self, step: int, row_ids: Sequence[str]) -> list[list[str]] | None:
         """Texts to put before each prompt; a prompt's rollouts take them in turn. None: prompts stay as they are."""
         return None

@@ -28,6 +28,13 @@ class CollectThenLearn(Method):
     learning_plan = StepPlan(rollouts=False, collected=True)
     kinds = (StepPlan(demonstrations=False, learns=False), StepPlan(rollouts=False, collected=True))
 
+    def check_num_steps(self, num_steps: int) -> None:
+        if num_steps <= self.options.sample_steps:
+            raise ValueError(
+                f"amft.method.options.sample_steps={self.options.sample_steps} of {num_steps} training steps only "
+                f"generate, which leaves none to learn; choose fewer, or a longer run (trainer.total_training_steps)."
+            )
+
     def stage(self, step: int) -> Stage:
         return Stage("sampling" if step < self.options.sample_steps else "learning")
 

@@ -25,6 +25,14 @@ class ImitationThenReinforcement(Method):
     Options = StagedOptions
     kinds = (StepPlan(rollouts=False), StepPlan(demonstrations=False))
 
+    def check_num_steps(self, num_steps: int) -> None:
+        if num_steps <= self.options.sft_steps:
+            raise ValueError(
+                f"amft.method.options.sft_steps={self.options.sft_steps} of {num_steps} training steps are the first "
+                "stage, which leaves none for the second; choose fewer, or a longer run "
+                "(trainer.total_training_steps counts both)."
+            )
+
     def stage(self, step: int) -> Stage:
         if step < self.options.sft_steps:
             return Stage("imitation", keeps_best=True)
