@@ -228,6 +228,7 @@ class AMFTTrainer(StepDataTrainer):
             with self.watchdog.phase("checkpoint"):
                 self.actor_rollout_wg.save_weights(str(self.best_folder(self.global_steps) / "actor"))
             self.best = Best(self.global_steps, success)
+            self.delete_unused_best()
 
     def best_folder(self, step: int) -> Path:
         return self.checkpoint_root() / f"{BEST}{step}"
