@@ -28,6 +28,9 @@ def results(tmp_path_factory, small, environment, cache) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("methods")
     overrides = [*small, "+amft.task.options.env_id=environments:Lucky", f"amft.run_dir={folder / 'run'}"]
     command = [sys.executable, str(Path(__file__).with_name("many_methods.py")), *METHODS, "--", *overrides]
+    # A constant rate: the schedule of so short a run would be at 0 in every other step of the methods that come later.
+    schedule = ["lr_scheduler_type=constant", "lr_warmup_steps_ratio=0"]
+    command += [f"actor_rollout_ref.actor.optim.{item}" for item in schedule]
     command += [f"amft.cache_dir={cache}", "method=grpo"]
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -85,7 +88,7 @@ def test_a_method_without_rollouts_starts_its_rollout_engine_with_the_first_vali
 
     Without any validation there is none: test_presets.py.
     """
-    finished = run("method=sft", "amft.warm_up.steps=0", "trainer.test_freq=2")
+    finished = run("method=sft", "amft.warm_up.steps=0", "amft.warm_up.learning_rate=null", "trainer.test_freq=2")
     assert finished.status == 0, finished.output
     assert ["val/success" in row for row in finished.metrics] == [False, True]
     assert (finished.folder / "logs" / "driver.log").read_text().count(ENGINE_LAUNCHED) == 1
