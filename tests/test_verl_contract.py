@@ -41,6 +41,7 @@ CALLS = {
     "verl.utils.import_utils.load_class_from_fqn": ["fqn", "description"],
     "verl.checkpoint_engine.base.CheckpointEngineManager.update_weights": ["self", "global_steps"],
     "verl.checkpoint_engine.base.CheckpointEngineManager.sleep_replicas": ["self"],
+    "verl.utils.memory_utils.aggressive_empty_cache": ["force_sync", "max_retries"],
     "verl.checkpoint_engine.base.CheckpointEngineManager.add_replicas": ["self", "replicas"],
     "verl.workers.rollout.llm_server.LLMServerManager._initialize_llm_servers": ["self", "start_rank"],
     "verl.workers.rollout.router.GlobalRequestLoadBalancer.add_servers": ["self", "servers"],

@@ -93,7 +93,7 @@ class RecipeTrainer(PPOTrainerSync):
 
     Args:
         config: verl's composed configuration.
-        actor_worker_class: the recipe's subclass of `ActorRolloutRefWorker`.
+        actor_worker_class: the recipe's subclass of `ActorRolloutRefWorker`, which has `free_cached_memory` too.
         watchdog: ends the run when a phase does not come back.
         rollout_seconds: longest wait for one wave of rollouts.
         poll_seconds: pause between two looks at the replay buffer.
@@ -198,6 +198,7 @@ class RecipeTrainer(PPOTrainerSync):
 
     def _start_rollout_engine(self) -> None:
         """Launch the replicas that `_setup` left out and tell their addresses to the agent loops' load balancer."""
+        self.actor_rollout_wg.free_cached_memory()
         manager = self.llm_server_manager
         asyncio.run(manager._initialize_llm_servers())
         servers = dict(zip(manager.server_addresses, manager.server_handles, strict=True))
