@@ -41,10 +41,6 @@ CALLS = {
     "verl.utils.import_utils.load_class_from_fqn": ["fqn", "description"],
     "verl.checkpoint_engine.base.CheckpointEngineManager.update_weights": ["self", "global_steps"],
     "verl.checkpoint_engine.base.CheckpointEngineManager.sleep_replicas": ["self"],
-    "verl.utils.memory_utils.aggressive_empty_cache": ["force_sync", "max_retries"],
-    "verl.checkpoint_engine.base.CheckpointEngineManager.add_replicas": ["self", "replicas"],
-    "verl.workers.rollout.llm_server.LLMServerManager._initialize_llm_servers": ["self", "start_rank"],
-    "verl.workers.rollout.router.GlobalRequestLoadBalancer.add_servers": ["self", "servers"],
     "verl.workers.engine.fsdp.transformer_impl.FSDPEngine.save_checkpoint": [
         "self", "local_path", "hdfs_path", "global_step", "max_ckpt_to_keep", "kwargs",
     ],
@@ -112,17 +108,6 @@ def test_the_actor_worker_class_can_be_swapped():
     assert ActorRolloutRefWorker.actor_worker_cls is TrainingWorker
     assert AMFTWorker.actor_worker_cls is AMFTTrainingWorker
     assert "self.actor_worker_cls(" in inspect.getsource(ActorRolloutRefWorker.init_model)
-
-
-def test_the_rollout_engine_can_be_left_out_at_the_start():
-    """`_setup` launches no replica where `_enable_hybrid_replicas` is false, and gives the agent loops a balancer."""
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-    from verl.workers.rollout.llm_server import LLMServerManager
-
-    assert 'getattr(self, "_enable_hybrid_replicas", True)' in inspect.getsource(PPOTrainer._setup)
-    source = inspect.getsource(LLMServerManager.create_empty)
-    assert "rollout_replicas = []" in source
-    assert "_init_global_load_balancer" in source
 
 
 def test_a_checkpoint_can_hold_weights_alone():

@@ -4,7 +4,6 @@ A recipe subclasses `RecipeTrainer`, names its actor worker class and writes its
 log-probabilities, advantages, critic updates, validation and checkpoint formats are the parent's methods.
 """
 
-import asyncio
 import json
 import os
 import shutil
@@ -93,28 +92,17 @@ class RecipeTrainer(PPOTrainerSync):
 
     Args:
         config: verl's composed configuration.
-        actor_worker_class: the recipe's subclass of `ActorRolloutRefWorker`, which has `free_cached_memory` too.
+        actor_worker_class: the recipe's subclass of `ActorRolloutRefWorker`.
         watchdog: ends the run when a phase does not come back.
         rollout_seconds: longest wait for one wave of rollouts.
         poll_seconds: pause between two looks at the replay buffer.
-        engine_at_start: start the rollout engine with the workers; otherwise when it is first needed, if ever.
     """
 
-    def __init__(
-        self,
-        config,
-        *,
-        actor_worker_class,
-        watchdog: Watchdog,
-        rollout_seconds: float,
-        poll_seconds: float,
-        engine_at_start: bool = True,
-    ):
+    def __init__(self, config, *, actor_worker_class, watchdog: Watchdog, rollout_seconds: float, poll_seconds: float):
         self.actor_worker_class = actor_worker_class
         self.watchdog = watchdog
         self.rollout_seconds = rollout_seconds
         self.poll_seconds = poll_seconds
-        self._enable_hybrid_replicas = engine_at_start  # verl's: whether `_setup` launches the engine's replicas
         self._replicas_awake = False
         self._weights_synced = False
         super().__init__(config)
@@ -187,24 +175,11 @@ class RecipeTrainer(PPOTrainerSync):
         """Bring the rollout engine up with the current weights; free of cost when it already has them."""
         if self._weights_synced and self._replicas_awake:
             return
-        if not self.checkpoint_manager.replicas:
-            with self.watchdog.phase("rollout engine's start"):
-                self._start_rollout_engine()
         with self.watchdog.phase("weight sync"):
             if self._replicas_awake:
                 self.checkpoint_manager.sleep_replicas()
             self.checkpoint_manager.update_weights(self.global_steps)
         self._replicas_awake = self._weights_synced = True
-
-    def _start_rollout_engine(self) -> None:
-        """Launch the replicas that `_setup` left out and tell their addresses to the agent loops' load balancer."""
-        self.actor_rollout_wg.free_cached_memory()
-        manager = self.llm_server_manager
-        asyncio.run(manager._initialize_llm_servers())
-        servers = dict(zip(manager.server_addresses, manager.server_handles, strict=True))
-        ray.get(manager.global_load_balancer.add_servers.remote(servers))
-        self.checkpoint_manager.add_replicas(manager.get_replicas())
-        self.checkpoint_manager.sleep_replicas()
 
     def sleep_rollout_engine(self) -> None:
         """Give the engine's memory back to training. Its weights are gone with it where sleeping frees them."""

@@ -69,7 +69,6 @@ class AMFTTrainer(StepDataTrainer):
             watchdog=watchdog,
             rollout_seconds=settings.limits.rollout_seconds,
             poll_seconds=settings.limits.poll_seconds,
-            engine_at_start=any(plan.rollouts for plan in (self.method.plan(0, self.method_state), *self.method.kinds)),
         )
 
     def begin(self, settings: AMFTConfig) -> None:

@@ -20,7 +20,6 @@ from tensordict import TensorDict
 from torch.nn.utils.rnn import pad_sequence
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
-from verl.utils.memory_utils import aggressive_empty_cache
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import no_padding_2_padding
@@ -368,11 +367,6 @@ class AMFTWorker(ActorRolloutRefWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_state(self, folder: str) -> None:
         self.actor.load_state(folder)
-
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def free_cached_memory(self) -> None:
-        """Give back what the allocator holds in reserve: a rollout engine that starts now wants free memory."""
-        aggressive_empty_cache(force_sync=True)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_weights(self, folder: str) -> None:

@@ -61,5 +61,3 @@ def test_a_given_mu_is_what_trains(run, method, weight):
         assert all(row["controller/mu"] == weight for row in steps)
     assert ("rl/loss" in steps[0]) == (method != "sft")
     assert ("sft/loss" in steps[0]) == (method != "grpo")
-    launched = "LLMServerManager: [" in (finished.folder / "logs" / "driver.log").read_text()
-    assert launched == (method != "sft"), "without rollouts and validation there is no rollout engine"
