@@ -128,7 +128,7 @@ def test_the_preset_composes_and_spells_the_defaults(registered, composed):
 
 def test_it_takes_the_sft_loss_of_the_configuration(composed):
     """`sft_loss=dft` reaches the method, as the page's last command says."""
-    assert make_method(settings_of(composed("sft_loss=dft"))).losses(0) == (LossSpec("dft"), None)
+    assert make_method(settings_of(composed("sft_loss=dft"))).demonstration_loss == LossSpec("dft")
 
 
 def test_slips_in_its_options_are_refused(registered):
@@ -199,7 +199,7 @@ def test_the_variation_has_its_own_loss_and_two_stages(registered, tmp_path, mon
     variation = load("variation", PYTHON["variation"], tmp_path)
     monkeypatch.setitem(METHODS, "variation", variation.DftOnFailures)
     method = make_method(from_mapping({"method": {"name": "variation"}}))
-    assert method.losses(0) == (LossSpec("dft"), None)
+    assert method.demonstration_loss == LossSpec("dft")
     first, second = method.stage(99), method.stage(100)
     assert (first.name, first.keeps_best, first.from_best) == ("first", True, False)
     assert (second.name, second.from_best, second.learning_rate) == ("second", True, 1e-7)

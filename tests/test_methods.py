@@ -1,8 +1,25 @@
-"""What the methods decide, without verl: every method on synthetic rollouts, hand cases, identities, resumption."""
+"""What the methods decide: every method on synthetic rollouts, hand cases, identities, resumption.
+
+The identities between methods, and where each is shown:
+
+    luffy without the demonstration = grpo, no std      test_luffy_without_its_demonstration_is_grpo
+    fixed_mu at 0 = grpo, at 1 = sft                    test_the_ends_of_fixed_mu_are_grpo_and_sft; the update to the
+                                                        bit: algorithm/test_mixture.py; against verl's own updates:
+                                                        distributed/test_verl_parity.py
+    dyme, all groups mixed = grpo                       test_dyme_on_mixed_groups_is_grpo
+    hpt with gate -1 = grpo                             test_hpt_that_never_imitates_is_grpo
+    superrl (and hpt), no reward anywhere = sft         test_a_switch_without_rewards_is_sft
+    superrl, a reward for every prompt = grpo           test_superrl_with_rewards_everywhere_is_grpo
+    relift without failures = grpo                      test_relift_without_failures_is_grpo
+    chord_mu with a constant mu = fixed_mu              test_chord_mu_with_a_constant_schedule_is_fixed_mu
+    dft = sft weighted by p, token by token             algorithm/test_token_losses.py
+    iw_sft with tau 0, or at the reference = sft        algorithm/test_token_losses.py, distributed/test_policies.py
+"""
 
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +31,7 @@ from omegaconf import OmegaConf
 
 from recipe.amft.algorithm.token_losses import LossSpec
 from recipe.amft.config import AMFTConfig, from_mapping
-from recipe.amft.config_checks import Run, check_every_key_is_read
+from recipe.amft.config_checks import CONFIGURATION_CHECKS, Run, check_every_key_is_read
 from recipe.amft.main import CONFIGS, compose
 from recipe.amft.methods import METHODS, Choice, Groups, Measurements, Method, Mix, StepPlan, Sum, make_method
 from recipe.amft.preflight import everything_asked
@@ -37,6 +54,11 @@ def settings_of(*overrides: str) -> AMFTConfig:
 def method_of(name: str, values: Mapping[str, Any] | None = None, **options: Any) -> Method:
     """A method with options of its own, and `values` of the rest of the `amft:` tree."""
     return make_method(from_mapping({**(values or {}), "method": {"name": name, "options": options}}))
+
+
+def losses_of(method: Method) -> tuple[LossSpec, LossSpec | None]:
+    """Of demonstrations and of rollouts."""
+    return method.demonstration_loss, method.rollout_loss
 
 
 # ---- twenty steps without a policy -----------------------------------------------------------------------------------
@@ -183,7 +205,7 @@ def test_every_preset_decides_twenty_steps(preset: str) -> None:
             assert min(decision.combination.sft, decision.combination.rl) >= 0
             assert max(decision.combination.sft, decision.combination.rl) > 0
         assert all(math.isfinite(value) for value in decision.metrics.values())
-    for loss in (*method.losses(0), *method.losses(10**6)):
+    for loss in losses_of(method):
         assert loss is None or isinstance(loss, LossSpec)
 
 
@@ -265,8 +287,39 @@ def test_luffys_seven_rollouts_and_one_demonstration() -> None:
 
 def test_luffys_losses() -> None:
     """f(p) = p / (p + gamma) on demonstrations; on rollouts verl's clipped loss, or the public code's bare ratio."""
-    assert method_of("luffy", gamma=0.3).losses(0) == (LossSpec("shaped_probability", {"gamma": 0.3}), None)
-    assert method_of("luffy", clip_on_policy=False).rollout_loss == LossSpec("importance_ratio")
+    shaped = LossSpec("shaped_probability", {"gamma": 0.3}, entropy_bonus=True)
+    assert losses_of(method_of("luffy", gamma=0.3)) == (shaped, None)
+
+
+def test_luffys_entropy_bonus_holds_with_and_without_the_clip() -> None:
+    """Demonstrations have it too, as in the public code; verl's clipped loss has its own, the bare ratio takes it."""
+    assert method_of("luffy", clip_on_policy=False).rollout_loss == LossSpec("importance_ratio", entropy_bonus=True)
+    assert all(method_of("luffy", clip_on_policy=clip).demonstration_loss.entropy_bonus for clip in (True, False))
+    assert composed("method=luffy").actor_rollout_ref.actor.entropy_coeff == 0.001
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_luffy_without_its_demonstration_is_grpo(clip: bool) -> None:
+    """demonstration_rows=0: all rollouts with weight 1, the advantages that verl's GRPO has without the standard
+    deviation, and verl's clipped loss unless its clip key says otherwise; nothing is scored or learned beside them."""
+    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
+    luffy, grpo = method_of("luffy", demonstration_rows=0, clip_on_policy=clip), method_of("grpo")
+    assert not luffy.scores_demonstrations
+    world = World(lambda step: torch.rand(NUM_PROMPTS, GROUP_SIZE, generator=torch.Generator().manual_seed(step)))
+    for step, (left, right) in enumerate(zip(decisions_of(luffy, world), decisions_of(grpo, world), strict=True)):
+        assert left.plan == right.plan
+        assert learned(left) == learned(right) | {"own_advantages": True}
+        groups = world.groups(step, luffy)
+        expected, _ = compute_grpo_outcome_advantage(
+            groups.rewards.unsqueeze(-1),
+            torch.ones(len(groups.rewards), 1),
+            groups.prompts.numpy(),
+            norm_adv_by_std_in_grpo=False,
+        )
+        assert left.choice.advantages is not None
+        torch.testing.assert_close(left.choice.advantages, expected.squeeze(-1).double(), rtol=0, atol=1e-6)
+    assert (luffy.rollout_loss == grpo.rollout_loss) == clip
 
 
 def test_luffy_with_demonstrations_at_the_mean_is_grpo_without_the_standard_deviation() -> None:
@@ -297,12 +350,21 @@ def test_srfts_variants() -> None:
     choice, _ = decided(described, groups_of([1.0, 0.0], demonstrations=[1.0]))
     assert choice.demonstration_weights is not None
     assert choice.demonstration_weights.tolist() == [0.0]
-    assert paper.losses(0) == (
-        LossSpec("srft_demonstration", {"coefficient": 0.5, "sign": -1.0}),
-        LossSpec("srft_rollout", {"coefficient": 0.1, "negatives": 1.0}),
+    scope = {"entropy_scope": "batch"}
+    assert losses_of(paper) == (
+        LossSpec("srft_demonstration", {"coefficient": 0.5, "sign": -1.0} | scope),
+        LossSpec("srft_rollout", {"coefficient": 0.1, "negatives": 1.0} | scope),
     )
-    assert described.rollout_loss == LossSpec("srft_rollout", {"coefficient": 0.1, "negatives": 0.0})
+    assert described.rollout_loss == LossSpec("srft_rollout", {"coefficient": 0.1, "negatives": 0.0} | scope)
     assert method_of("srft", sft_sign="code").demonstration_loss.options["sign"] == 1.0
+
+
+def test_srfts_entropy_is_the_batchs_or_each_sequences() -> None:
+    """The paper's by default, which the workers have to measure beforehand; HPT's version needs no such pass."""
+    for scope, needed in (("batch", True), ("sequence", False)):
+        specs = losses_of(method_of("srft", entropy_scope=scope))
+        assert [spec is not None and spec.needs_batch_entropy for spec in specs] == [needed, needed]
+    assert method_of("srft").options.entropy_scope == "batch"
 
 
 def test_superrl_switches_prompt_by_prompt() -> None:
@@ -490,6 +552,19 @@ def test_sasrs_coin() -> None:
     assert share(0, 1.0)[0] == 1.0
 
 
+def test_dpos_reference_is_the_policy_that_sampled() -> None:
+    """The warmed one, from which the samples come; losses that compare with the base model keep the given one."""
+    assert method_of("dpo").reference == "warmed"
+    assert {make_method(settings_of(f"method={name}")).reference for name in PRESETS if name != "dpo"} == {None}
+
+
+@pytest.mark.parametrize("name", ["chord_mu", "chord_phi"])
+def test_chord_mixes_unscaled_gradients(name: str) -> None:
+    """Eq. 3 as it is; the controls of AMFT scale as AMFT does."""
+    assert settings_of(f"method={name}").mixture.scale == "none"
+    assert settings_of("method=fixed_mu").mixture == settings_of("method=amft").mixture
+
+
 # ---- identities ------------------------------------------------------------------------------------------------------
 
 
@@ -524,7 +599,7 @@ def learned(decision: Decision) -> dict[str, Any]:
 def assert_same_learning(one: Method, other: Method, world: World) -> None:
     pairs = zip(decisions_of(one, world), decisions_of(other, world), strict=True)
     assert all(learned(left) == learned(right) for left, right in pairs)
-    assert one.losses(0) == other.losses(0)
+    assert losses_of(one) == losses_of(other)
 
 
 def test_dyme_on_mixed_groups_is_grpo() -> None:
@@ -568,7 +643,7 @@ def test_chord_mu_with_a_constant_schedule_is_fixed_mu() -> None:
     schedule = {"peak": 0.3, "valley": 0.3, "num_decay_steps": 7}
     scheduled = make_method(from_mapping({"method": {"name": "scheduled_mu", "schedule": schedule}}))
     fixed = make_method(from_mapping({"method": {"name": "fixed_mu", "weight": 0.3}}))
-    assert scheduled.losses(0) == fixed.losses(0)
+    assert losses_of(scheduled) == losses_of(fixed)
     for left, right in zip(decisions_of(scheduled), decisions_of(fixed), strict=True):
         assert left.plain() == right.plain()
 
@@ -592,17 +667,37 @@ def test_chord_phi_is_a_constant_mix_with_its_own_loss() -> None:
     """mu 0.1 and p (1 - p)."""
     method = make_method(settings_of("method=chord_phi"))
     assert {decision.combination for decision in decisions_of(method)} == {Mix(0.1)}
-    assert method.losses(0) == (LossSpec("chord_phi"), None)
+    assert losses_of(method) == (LossSpec("chord_phi"), None)
 
 
 @pytest.mark.parametrize("name", ["sft", "dft", "dft_sentence", "dft_geometric", "iw_sft", "sft_kl"])
 def test_the_sft_family_differs_in_its_loss_alone(name: str) -> None:
     """One method, no rollouts, mu = 1."""
     method = make_method(settings_of(f"method={name}"))
-    assert method.losses(0)[0].name == name
+    assert losses_of(method)[0].name == name
     assert {(decision.plan, decision.combination) for decision in decisions_of(method)} == {
         (StepPlan(rollouts=False), Mix(1.0))
     }
+
+
+# ---- published numbers -----------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text().partition("## Published numbers")[2]
+PUBLISHED = {
+    name: overrides.strip("`").split()
+    for name, overrides in re.findall(r"^\| `(\w+)` \| [^|]+ \| ?([^|]*?) ?\|$", PAGE, re.MULTILINE)
+}
+
+
+@every_preset
+def test_the_published_numbers_can_be_set(preset: str) -> None:
+    """docs/methods.md has a row for every method, whose overrides compose and contradict nothing."""
+    overrides = ["experiment=math_amft", f"method={preset}", *PUBLISHED[preset]]
+    config = composed(*overrides)
+    settings = settings_of(*overrides)
+    asked = everything_asked(make_method(settings), settings)
+    for check in CONFIGURATION_CHECKS:
+        check(Run(config, settings, Shape.from_config(config), asked))
 
 
 # ---- keys ------------------------------------------------------------------------------------------------------------
@@ -671,7 +766,17 @@ def test_an_unknown_method_lists_the_known_ones_nearest_first() -> None:
         ("srft", {"sft_coefficient": -0.5}, ["sft_coefficient=-0.5"]),
         ("superrl", {"mode": "both"}, ["'both'", "switch, log_sigma"]),
         ("superrl", {"learning_rate": -0.1}, ["learning_rate=-0.1"]),
+        ("superrl", {"mode": "log_sigma", "smallest": 0.5}, ["smallest=0.5", "[-10.0, 0.0]"]),
+        ("superrl", {"mode": "log_sigma", "smallest": -math.inf}, ["smallest=-inf"]),
+        ("superrl", {"mode": "log_sigma", "smallest": math.nan}, ["smallest=nan"]),
+        ("superrl", {"smallest": -1.0}, ["smallest=-1.0 has no effect", "-2.0", "mode=log_sigma"]),
+        ("superrl", {"learning_rate": 0.1}, ["learning_rate=0.1 has no effect", "mode=log_sigma"]),
+        ("relift", {"every": 10}, ["every=10 has no effect", "50", "trigger=every"]),
+        ("relift", {"trigger": "every", "buffer_size": 10}, ["buffer_size=10 has no effect", "trigger=buffer"]),
+        ("srft", {"entropy_scope": "token"}, ["'token'", "batch, sequence"]),
         ("luffy", {"gamma": 0.0}, ["gamma=0.0"]),
+        ("luffy", {"demonstration_rows": 2}, ["demonstration_rows=2", "1, or 0"]),
+        ("luffy", {"demonstration_rows": 0, "gamma": 0.2}, ["gamma=0.2 has no effect", "demonstration_rows=1"]),
         ("luffy", {"clip_on_policy": 1}, ["clip_on_policy=1", "bool"]),
         ("sasr", {"least": 1.5}, ["least=1.5", "[0.0, 1.0]"]),
     ],

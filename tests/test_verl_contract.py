@@ -41,6 +41,12 @@ CALLS = {
     "verl.utils.import_utils.load_class_from_fqn": ["fqn", "description"],
     "verl.checkpoint_engine.base.CheckpointEngineManager.update_weights": ["self", "global_steps"],
     "verl.checkpoint_engine.base.CheckpointEngineManager.sleep_replicas": ["self"],
+    "verl.workers.engine.fsdp.transformer_impl.FSDPEngine.save_checkpoint": [
+        "self", "local_path", "hdfs_path", "global_step", "max_ckpt_to_keep", "kwargs",
+    ],
+    "verl.workers.engine.fsdp.transformer_impl.FSDPEngine.load_checkpoint": [
+        "self", "local_path", "hdfs_path", "del_local_after_load", "kwargs",
+    ],
 }  # fmt: skip
 STARTS_WITH = {
     "verl.experimental.agent_loop.agent_loop.AgentLoopBase.run": ["self", "sampling_params"],
@@ -102,6 +108,15 @@ def test_the_actor_worker_class_can_be_swapped():
     assert ActorRolloutRefWorker.actor_worker_cls is TrainingWorker
     assert AMFTWorker.actor_worker_cls is AMFTTrainingWorker
     assert "self.actor_worker_cls(" in inspect.getsource(ActorRolloutRefWorker.init_model)
+
+
+def test_a_checkpoint_can_hold_weights_alone():
+    """What is written and read is decided when it is, by the manager's lists."""
+    from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
+
+    for name in ("save", "load"):
+        source = inspect.getsource(getattr(BaseCheckpointManager, f"should_{name}_optimizer").fget)
+        assert f"in self.checkpoint_{name}_contents" in source
 
 
 def test_the_trainer_builds_what_we_replace_through_overridable_methods():

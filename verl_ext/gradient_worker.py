@@ -4,6 +4,7 @@ Legend: a *shard list* is one local tensor (or None) per trainable parameter, in
 FSDP2 it is the local shard of the DTensor gradient; under HSDP every replica group holds the same shards.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,35 @@ class GradientWorker(TrainingWorker):
         with self.engine.eval_mode():
             output = self.engine.forward_backward_batch(data, None, forward_only=True)
         return output["model_output"]["log_probs"]
+
+    # ---- weights alone ---------------------------------------------------------------------------------------------
+
+    def save_weights(self, folder: str) -> None:
+        """A checkpoint of verl's format with the weights alone, which verl's rotation of checkpoints does not know."""
+        with self._weights_only() as manager:
+            self.engine.save_checkpoint(folder, None, 0, None)
+            manager.previous_saved_paths = [path for path in manager.previous_saved_paths if path != folder]
+
+    def load_weights(self, folder: str) -> None:
+        """The weights of a checkpoint; moments, learning-rate schedule and random state stay as they are."""
+        path = os.path.join(folder, f"model_world_size_{self.world_size}_rank_{self.rank}.pt")
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"{path} is missing: it was written by another number of ranks, or has been deleted. Resume with the "
+                "number of ranks that wrote it, or start the run anew."
+            )
+        with self._weights_only():
+            self.engine.load_checkpoint(folder, None, False)
+
+    @contextmanager
+    def _weights_only(self) -> Iterator[Any]:
+        manager = self.engine.checkpoint_manager
+        contents = manager.checkpoint_save_contents, manager.checkpoint_load_contents
+        manager.checkpoint_save_contents, manager.checkpoint_load_contents = ["model"], ["model"]
+        try:
+            yield manager
+        finally:
+            manager.checkpoint_save_contents, manager.checkpoint_load_contents = contents
 
     # ---- further optimisers on the same weights --------------------------------------------------------------------
 

@@ -286,22 +286,22 @@ class RecipeTrainer(PPOTrainerSync):
             (folder / COMPLETE).unlink(missing_ok=True)
             shutil.rmtree(folder)
 
-    def before_loading(self) -> None:
-        """Hook: the workers hold the model they were given, and no checkpoint has been loaded yet."""
+    def before_loading(self, folder: Path | None = None) -> None:
+        """Hook: the workers hold the model they were given; the checkpoint `folder`, if any, is loaded next."""
 
     def _load_checkpoint(self) -> None:
         """verl's loader, pointed at the newest complete checkpoint instead of at the tracker file."""
-        self.before_loading()
-        if self.config.trainer.resume_mode == "auto":
-            folder = self.latest_checkpoint()
-            if folder is None:
-                self.global_steps = 0
-                return
-            self.config.trainer.resume_mode = "resume_path"
-            self.config.trainer.resume_from_path = str(folder)
+        trainer = self.config.trainer
+        if trainer.resume_mode == "auto":
+            latest = self.latest_checkpoint()
+            trainer.resume_mode = "disable" if latest is None else "resume_path"
+            trainer.resume_from_path = None if latest is None else str(latest)
+        path = trainer.resume_from_path if trainer.resume_mode == "resume_path" else None
+        folder = Path(path).absolute() if path else None
+        self.before_loading(folder)
         super()._load_checkpoint()
-        if self.global_steps > 0:
-            self.load_recipe_state(Path(self.config.trainer.resume_from_path).absolute())
+        if folder is not None:
+            self.load_recipe_state(folder)
 
 
 def add_field(batch: TensorDict, name: str, values: list) -> None:

@@ -52,7 +52,7 @@ def everything_asked(method: Method, settings: AMFTConfig) -> Needs:
         demonstration_loss=not own_loss and (warms_up or any(plan.demonstrations or plan.rehearsal for plan in plans)),
         policy_gradient=policy_gradient,
         policy_loss=policy_gradient and rollout_loss is None,
-        entropy_bonus=policy_gradient and (rollout_loss is None or getattr(rollout_loss, "entropy_bonus", False)),
+        entropy_bonus=policy_gradient and (rollout_loss is None or rollout_loss.entropy_bonus),
         advantages=policy_gradient and not method.own_advantages,
     )
 

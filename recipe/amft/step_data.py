@@ -28,13 +28,17 @@ WeightedDemonstrations = list[tuple[Demonstration, float]]
 
 @dataclass
 class StepData:
-    """The rollouts and demonstrations of one step, with the counts that a method may ask for."""
+    """The rollouts and demonstrations of one step, with the counts that a method may ask for.
+
+    `entropy` is the policy's mean over the rollouts' tokens, once it is measured.
+    """
 
     rollouts: KVBatchMeta | None
     demonstrations: WeightedDemonstrations
     in_pairs: bool = False  # better and worse answers in turn
     num_tokens: dict[str, int] = field(default_factory=dict)
     num_sequences: dict[str, int] = field(default_factory=dict)
+    entropy: float | None = None
 
 
 class StepDataTrainer(RecipeTrainer):

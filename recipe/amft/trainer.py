@@ -13,9 +13,11 @@ Which method runs is never asked: `recipe.amft.methods` answers the four questio
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,12 +32,21 @@ from recipe.amft.data.demonstrations import Demonstration, DemonstrationStream, 
 from recipe.amft.methods import Choice, Measurements, Mix, Stage, StepPlan, Sum, make_method
 from recipe.amft.run_folder import RunFolder
 from recipe.amft.step_data import StepData, StepDataTrainer
-from recipe.amft.worker import AMFTWorker, MixturePlan
+from recipe.amft.worker import BATCH_ENTROPY, AMFTWorker, MixturePlan
 from verl_ext.trainer import add_field, write_atomically
 from verl_ext.watchdog import Watchdog
 
 STATE_FILE = "amft.json"
 STREAMS_FILE = "amft_streams.pt"
+BEST, REFERENCE = "best_step_", "reference"  # folders of weights beside the checkpoints
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation of a stage so far: its step, and `val/success`."""
+
+    step: int
+    success: float
 
 
 class AMFTTrainer(StepDataTrainer):
@@ -67,7 +78,7 @@ class AMFTTrainer(StepDataTrainer):
         self.method_state = self.method.initial_state()
         self.mixture_state = MixtureState()
         self.stage, self.stage_name = Stage(), Stage().name
-        self.best_success: float | None = None  # of this stage
+        self.best: Best | None = None  # of this stage
         self.configured: tuple | None = None  # losses that the workers know
 
     # ---- the loop ----------------------------------------------------------------------------------------------
@@ -85,13 +96,14 @@ class AMFTTrainer(StepDataTrainer):
             self.timings = {}
             with self.timed("step"):
                 metrics, phase = self.one_step()
-            if self.is_due(self.config.trainer.save_freq):
-                with self.timed("checkpoint"):
-                    self.save_checkpoint(keep=self.settings.keep_checkpoints)
             if self.is_due(self.config.trainer.test_freq):
                 with self.timed("validation"):
                     metrics |= self.validate()
                 self.keep_best(metrics["val/success"])
+            if self.is_due(self.config.trainer.save_freq):  # after the validation, for it remembers the best one
+                with self.timed("checkpoint"):
+                    self.save_checkpoint(keep=self.settings.keep_checkpoints)
+                    self.delete_unused_best()
             metrics |= {f"time/{name}": seconds for name, seconds in self.timings.items()}
             self.folder.log(self.global_steps, metrics, phase=phase)
         self.export_model()
@@ -127,15 +139,23 @@ class AMFTTrainer(StepDataTrainer):
     def configure(self, losses: tuple[LossSpec, LossSpec | None]) -> None:
         """Tell the workers the losses of the next updates, when they have changed."""
         if losses != self.configured:
-            self.actor_rollout_wg.configure(*losses, self.settings.controller.meta)
+            entropy_coefficient = float(self.config.actor_rollout_ref.actor.entropy_coeff)
+            self.actor_rollout_wg.configure(*losses, self.settings.controller.meta, entropy_coefficient)
             self.configured = losses
 
     def finish_warm_up(self, last_step: dict[str, float]) -> dict[str, float]:
-        """H*: the warmed policy's mean entropy on demonstrations (Algorithm 2, line 11), where a run draws any."""
+        """H*: the warmed policy's mean entropy on demonstrations (Algorithm 2, line 11), where a run draws any.
+
+        A method whose reference is the warmed policy has its weights kept, and written beside the checkpoints.
+        """
         measured = self.entropy_on_demonstrations() if self.needs.expert_batches else {}
         if "sft/norm" in last_step:
             measured["sft_norm"] = last_step["sft/norm"]
         self.method_state = self.method.after_warm_up(self.method_state, measured)
+        if self.method.reference == "warmed":
+            with self.watchdog.phase("checkpoint"):
+                self.actor_rollout_wg.save_weights(str(self.checkpoint_root() / REFERENCE / "actor"))
+            self.actor_rollout_wg.keep_reference()
         return {"controller/entropy": measured["entropy"]} if "entropy" in measured else {}
 
     def entropy_on_demonstrations(self) -> dict[str, float]:
@@ -153,7 +173,7 @@ class AMFTTrainer(StepDataTrainer):
         """Phase 2, Algorithm 2 lines 15-34, for training step t = `step`."""
         self.enter_stage(self.method.stage(step))
         plan = self.method.plan(step, self.method_state)
-        self.configure(self.method.losses(step))
+        self.configure((self.method.demonstration_loss, self.method.rollout_loss))
         with self.timed("generation"):
             rollouts, utility_rollouts = self.generate(plan, step)
         metrics, entropy, utility = {}, {}, None
@@ -176,7 +196,7 @@ class AMFTTrainer(StepDataTrainer):
         if rollouts is not None:
             data.rollouts, rollout_metrics = self.evaluate_rollouts(rollouts, choice)
             metrics |= rollout_metrics
-            entropy["rollout"] = rollout_metrics["rl/entropy"]
+            data.entropy = entropy["rollout"] = rollout_metrics["rl/entropy"]
         updates, method_metrics = self.update(step, plan, data, entropy, utility)
         if choice.rehearsed:
             updates |= self.rehearse(choice.rehearsed)
@@ -194,22 +214,37 @@ class AMFTTrainer(StepDataTrainer):
             return
         is_first_step = stage.name != self.stage_name
         self.stage, self.stage_name = stage, stage.name
-        if is_first_step and stage.from_best and self.best_success is not None:
+        if is_first_step and stage.from_best and self.best is not None:
             with self.watchdog.phase("checkpoint"):
-                self.actor_rollout_wg.load_checkpoint(str(self.best_folder()))
+                self.actor_rollout_wg.load_weights(str(self.best_folder(self.best.step) / "actor"))
             self.weights_changed()
         if is_first_step:
-            self.best_success = None
+            self.best = None
 
     def keep_best(self, success: float) -> None:
-        """The weights of the best validation of a stage that keeps them, outside of the rotation of checkpoints."""
-        if self.stage.keeps_best and (self.best_success is None or success > self.best_success):
-            with self.watchdog.phase("checkpoint"):
-                self.actor_rollout_wg.save_checkpoint(str(self.best_folder()), None, self.global_steps, None)
-            self.best_success = success
+        """The weights of the best validation of a stage that keeps them, outside of the rotation of checkpoints.
 
-    def best_folder(self) -> Path:
-        return self.checkpoint_root() / "best"
+        Each best has a folder of its own, so that the one that the last checkpoint remembers is there whenever this
+        run is killed.
+        """
+        if self.stage.keeps_best and (self.best is None or success > self.best.success):
+            with self.watchdog.phase("checkpoint"):
+                self.actor_rollout_wg.save_weights(str(self.best_folder(self.global_steps) / "actor"))
+            self.best = Best(self.global_steps, success)
+            self.delete_unused_best()
+
+    def best_folder(self, step: int) -> Path:
+        return self.checkpoint_root() / f"{BEST}{step}"
+
+    def delete_unused_best(self) -> None:
+        """Of the best weights, keep those that this run or a checkpoint may go back to; if none, what there is."""
+        states = [json.loads(path.read_text()) for path in self.checkpoint_root().glob(f"global_step_*/{STATE_FILE}")]
+        used = {state["best"]["step"] for state in states if state["best"]}
+        if self.best is not None:
+            used.add(self.best.step)
+        for folder in self.checkpoint_root().glob(f"{BEST}*"):
+            if used and int(folder.name.removeprefix(BEST)) not in used:
+                shutil.rmtree(folder)
 
     # ---- the parts of a step -----------------------------------------------------------------------------------
 
@@ -323,6 +358,8 @@ class AMFTTrainer(StepDataTrainer):
         batch.extra_info.update(self.loss_inputs(num_sequences=num_sequences))
         if self.configured is not None and self.configured[1] is not None:
             batch.extra_info["calculate_entropy"] = True
+            if self.configured[1].needs_batch_entropy:
+                batch.extra_info[BATCH_ENTROPY] = data.entropy
         measured = metrics_of(self.actor_rollout_wg.backward_rollouts(batch))
         return {f"rl/{name.removeprefix('actor/')}": value for name, value in measured.items()}
 
@@ -386,10 +423,18 @@ class AMFTTrainer(StepDataTrainer):
 
     # ---- state -------------------------------------------------------------------------------------------------
 
-    def before_loading(self) -> None:
-        """The reference policy is the model the run was given, whatever checkpoint it goes on from."""
-        specs = (self.warm_up_loss, self.method.losses(0)[0], self.method.losses(self.total_training_steps - 1)[0])
-        if self.method.keeps_reference or any(spec.needs_reference for spec in specs):
+    def before_loading(self, folder: Path | None = None) -> None:
+        """Keep the reference policy, where one is needed, whatever checkpoint the run goes on from.
+
+        It is the model that the run was given; for a method that wants the warmed policy only until the warm-up's end,
+        whose weights lie beside the checkpoints.
+        """
+        losses = (self.warm_up_loss, self.method.demonstration_loss)
+        warmed = folder is not None and int(folder.name.rsplit("_", 1)[1]) >= self.settings.warm_up.steps
+        if self.method.reference == "warmed" and warmed:
+            self.actor_rollout_wg.load_weights(str(folder.parent / REFERENCE / "actor"))
+            self.actor_rollout_wg.keep_reference()
+        elif self.method.reference == "given" or any(loss.needs_reference for loss in losses):
             self.actor_rollout_wg.keep_reference()
 
     def save_recipe_state(self, folder: Path) -> None:
@@ -408,7 +453,7 @@ class AMFTTrainer(StepDataTrainer):
             "method_state": self.method.state_to_dict(self.method_state),
             "mixture_state": vars(self.mixture_state),
             "stage": self.stage_name,
-            "best_success": self.best_success,
+            "best": None if self.best is None else vars(self.best),
             "learning_rate": self.learning_rate,
         }
         write_atomically(folder / STATE_FILE, json.dumps(state, indent=1))
@@ -423,7 +468,8 @@ class AMFTTrainer(StepDataTrainer):
         self.method_state = self.method.state_from_dict(state["method_state"])
         self.mixture_state = MixtureState(**state["mixture_state"])
         self.learning_rate = state["learning_rate"]
-        self.stage_name, self.best_success = state["stage"], state["best_success"]
+        self.stage_name = state["stage"]
+        self.best = None if state["best"] is None else Best(**state["best"])
         streams = torch.load(folder / STREAMS_FILE, weights_only=False)
         self.prompts.load_state_dict(streams["prompts"])
         if self.utility_prompts:

@@ -31,6 +31,7 @@ from recipe.amft.algorithm.token_losses import LossSpec, Tokens
 from verl_ext.gradient_worker import GradientWorker, Shards, local_shard
 
 MAIN_OPTIMIZER = "main"
+BATCH_ENTROPY = "batch_entropy"  # key of a batch: the policy's mean entropy over all of its learned tokens
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,19 @@ class MixturePlan:
     optimizer: str = MAIN_OPTIMIZER
 
 
-def token_loss(model_output, data: TensorDict, dp_group=None, *, spec: LossSpec):
+def token_loss(model_output, data: TensorDict, dp_group=None, *, spec: LossSpec, entropy_coefficient: float = 0.0):
     """Sum of `spec` over all learned tokens, divided by their global number or that of the sequences; mean entropy.
 
-    Neither depends on micro-batches or ranks. verl's engine averages gradients over ranks, hence the factor `dp_size`.
+    A specification with an entropy bonus takes `entropy_coefficient` times the mean entropy off. None of it depends on
+    micro-batches or ranks. verl's engine averages gradients over ranks, hence the factor `dp_size`.
     """
     mask, num_tokens, dp_size = data["response_mask"].to_padded_tensor(0), data["batch_num_tokens"], data["dp_size"]
     tokens = read_tokens(model_output, data, mask)
     count = num_tokens if spec.per == "token" else data["num_sequences"]
     loss = token_mean(spec(tokens), mask, count) * dp_size
+    if spec.entropy_bonus and entropy_coefficient:
+        entropy = no_padding_2_padding(model_output["entropy"], data)
+        loss = loss - entropy_coefficient * token_mean(entropy, mask, num_tokens) * dp_size
     metrics = {}
     if tokens.entropy is not None:
         metrics["entropy"] = Metric(AggregationType.SUM, masked_sum(tokens.entropy, mask) / num_tokens * dp_size)
@@ -93,6 +98,7 @@ def read_tokens(model_output, data: TensorDict, mask: torch.Tensor) -> Tokens:
         entropy=entropy,
         reference_logprobs=reference,
         old_logprobs=padded("old_log_probs"),
+        batch_entropy=tu.get_non_tensor_data(data, BATCH_ENTROPY, None),
     )
 
 
@@ -116,17 +122,31 @@ class AMFTTrainingWorker(GradientWorker):
         self.demonstration_spec = LossSpec()
         self.rollout_spec: LossSpec | None = None
         self.meta: MetaConfig | None = None
+        self.entropy_coefficient = 0.0
 
-    def configure(self, demonstration: LossSpec, rollout: LossSpec | None, meta: MetaConfig) -> None:
-        """The losses of both phases (None: verl's clipped policy loss), and how the tangent is carried along."""
+    def configure(
+        self, demonstration: LossSpec, rollout: LossSpec | None, meta: MetaConfig, entropy_coefficient: float = 0.0
+    ) -> None:
+        """The losses of both phases (None: verl's clipped policy loss), and how the tangent is carried along.
+
+        `entropy_coefficient` is for losses with an entropy bonus; verl's own reads it from the actor's configuration.
+        """
         self.demonstration_spec = demonstration
         self.rollout_spec = rollout
         self.meta = meta
+        self.entropy_coefficient = entropy_coefficient
+
+    def loss_of(self, spec: LossSpec):
+        """The loss that verl's engine takes a gradient of."""
+        return partial(token_loss, spec=spec, entropy_coefficient=self.entropy_coefficient)
 
     def backward_demonstrations(self, data: TensorDict) -> dict[str, float]:
         """Gradient of L_SFT at theta_t; returns loss, entropy and norm."""
-        self.add_reference(data, self.demonstration_spec)
-        self.sft_gradient, metrics = self.backward(data, partial(token_loss, spec=self.demonstration_spec))
+        spec = self.demonstration_spec
+        self.add_reference(data, spec)
+        if spec.needs_batch_entropy:  # one more forward pass: the weights must be there before the backward pass
+            tu.assign_non_tensor(data, **{BATCH_ENTROPY: self.demonstration_entropy(data)["entropy"]})
+        self.sft_gradient, metrics = self.backward(data, self.loss_of(spec))
         (square,) = self._inner_products((self.sft_gradient, self.sft_gradient))
         return {**metrics, "norm": square**0.5}
 
@@ -135,9 +155,12 @@ class AMFTTrainingWorker(GradientWorker):
         return self.evaluate(data, partial(token_loss, spec=LossSpec()))
 
     def backward_rollouts(self, data: TensorDict) -> dict[str, float]:
-        """Gradient of L_RL at theta_t (verl's own policy loss, or the method's token loss); metrics, norm, cosine."""
+        """Gradient of L_RL at theta_t (verl's own policy loss, or the method's token loss); metrics, norm, cosine.
+
+        A loss that needs the batch's entropy reads it from the batch: the pass for old log-probabilities has it.
+        """
         spec = self.rollout_spec
-        self.rl_gradient, metrics = self.backward(data, partial(token_loss, spec=spec) if spec else self.loss_fn)
+        self.rl_gradient, metrics = self.backward(data, self.loss_of(spec) if spec else self.loss_fn)
         rl, sft = self.rl_gradient, self.sft_gradient
         if sft is None:
             (square,) = self._inner_products((rl, rl))
@@ -300,8 +323,10 @@ class AMFTWorker(ActorRolloutRefWorker):
     actor_worker_cls = AMFTTrainingWorker
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def configure(self, demonstration: LossSpec, rollout: LossSpec | None, meta: MetaConfig) -> None:
-        self.actor.configure(demonstration, rollout, meta)
+    def configure(
+        self, demonstration: LossSpec, rollout: LossSpec | None, meta: MetaConfig, entropy_coefficient: float
+    ) -> None:
+        self.actor.configure(demonstration, rollout, meta, entropy_coefficient)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def keep_reference(self) -> None:
@@ -342,6 +367,14 @@ class AMFTWorker(ActorRolloutRefWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_state(self, folder: str) -> None:
         self.actor.load_state(folder)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_weights(self, folder: str) -> None:
+        self.actor.save_weights(folder)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_weights(self, folder: str) -> None:
+        self.actor.load_weights(folder)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export_model(self, folder: str) -> None:

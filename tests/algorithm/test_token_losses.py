@@ -14,6 +14,7 @@ from recipe.amft.algorithm.token_losses import DEMONSTRATION_LOSSES, NEEDS_REFER
 LENGTHS = (4, 1, 2)  # learned tokens of the three sequences; a fourth position is masked out between the others
 MASK = torch.tensor([[1, 1, 1, 0, 1], [0, 1, 0, 0, 0], [1, 0, 0, 1, 0]])
 WEIGHTS = torch.tensor([[1.0], [-0.5], [2.0]], dtype=torch.float64)
+BATCH_ENTROPY = 0.7
 CASES = [LossSpec(name) for name in TOKEN_LOSSES] + [
     LossSpec("iw_sft", {"tau": 2.0}),
     LossSpec("iw_sft", {"largest": 0.9}),
@@ -24,6 +25,9 @@ CASES = [LossSpec(name) for name in TOKEN_LOSSES] + [
     LossSpec("entropy_aware_sft", {"coefficient": 0.1, "sign": 1.0}),
     LossSpec("srft_demonstration", {"coefficient": 0.25, "sign": 1.0}),
     LossSpec("srft_rollout", {"coefficient": 0.2, "negatives": 0.0}),
+    LossSpec("entropy_aware_sft", {"entropy_scope": "batch"}),
+    LossSpec("srft_demonstration", {"entropy_scope": "batch"}),
+    LossSpec("srft_rollout", {"entropy_scope": "batch"}),
 ]
 
 
@@ -52,11 +56,14 @@ def logits_and_tokens(seed: int = 0) -> tuple[Tensor, Tensor, Tokens]:
         entropy=-(logs.exp() * logs).sum(-1),
         reference_logprobs=chosen_logprobs(reference, chosen),
         old_logprobs=chosen_logprobs(old, chosen),
+        batch_entropy=BATCH_ENTROPY,
     )  # fmt: skip
 
 
 def rows_of(tokens: Tokens, rows: slice | list[int]) -> Tokens:
-    return Tokens(**{name: None if value is None else value[rows] for name, value in vars(tokens).items()})
+    """A micro-batch: some rows of the tensors."""
+    parts = {name: value[rows] if isinstance(value, Tensor) else value for name, value in vars(tokens).items()}
+    return Tokens(**parts)
 
 
 def loss_and_gradient(spec: LossSpec, tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -80,9 +87,8 @@ class Answer:
     entropies: list[float]
     weight: float
 
-    @property
-    def entropy(self) -> float:
-        return sum(self.entropies) / len(self.entropies)
+    def entropy(self, scope: str) -> float:
+        return BATCH_ENTROPY if scope == "batch" else sum(self.entropies) / len(self.entropies)
 
     @property
     def log_ratio(self) -> float:
@@ -171,23 +177,27 @@ FORMULAS: dict[str, tuple[Formula, Formula]] = {
     ),
     "probability": (lambda a, t: -a.weight * probability(a, t), lambda a, t: -a.weight * probability(a, t)),
     "entropy_aware_sft": (
-        lambda a, t, coefficient=0.5, sign=-1: -a.weight * coefficient * math.exp(sign * a.entropy) * a.policy[t],
-        lambda a, t, coefficient=0.5, sign=-1: -a.weight * coefficient * math.exp(sign * a.entropy),
+        lambda a, t, coefficient=0.5, sign=-1, entropy_scope="sequence": (
+            -a.weight * coefficient * math.exp(sign * a.entropy(entropy_scope)) * a.policy[t]
+        ),
+        lambda a, t, coefficient=0.5, sign=-1, entropy_scope="sequence": (
+            -a.weight * coefficient * math.exp(sign * a.entropy(entropy_scope))
+        ),
     ),
     "srft_demonstration": (
-        lambda a, t, coefficient=0.5, sign=-1: (
-            -coefficient * math.exp(sign * a.entropy) * a.policy[t] - a.weight * probability(a, t)
+        lambda a, t, coefficient=0.5, sign=-1, entropy_scope="sequence": (
+            -coefficient * math.exp(sign * a.entropy(entropy_scope)) * a.policy[t] - a.weight * probability(a, t)
         ),
-        lambda a, t, coefficient=0.5, sign=-1: (
-            -coefficient * math.exp(sign * a.entropy) - a.weight * probability(a, t)
+        lambda a, t, coefficient=0.5, sign=-1, entropy_scope="sequence": (
+            -coefficient * math.exp(sign * a.entropy(entropy_scope)) - a.weight * probability(a, t)
         ),
     ),
     "srft_rollout": (
-        lambda a, t, coefficient=0.1, negatives=1.0: (
-            -coefficient * math.exp(a.entropy) * a.policy[t] if a.weight > 0 else negatives * a.policy[t]
+        lambda a, t, coefficient=0.1, negatives=1.0, entropy_scope="sequence": (
+            -coefficient * math.exp(a.entropy(entropy_scope)) * a.policy[t] if a.weight > 0 else negatives * a.policy[t]
         ),
-        lambda a, t, coefficient=0.1, negatives=1.0: (
-            -coefficient * math.exp(a.entropy) if a.weight > 0 else negatives
+        lambda a, t, coefficient=0.1, negatives=1.0, entropy_scope="sequence": (
+            -coefficient * math.exp(a.entropy(entropy_scope)) if a.weight > 0 else negatives
         ),
     ),
 }  # fmt: skip
@@ -246,7 +256,7 @@ def test_the_chosen_logit_of_dft_has_the_gradient_minus_p_times_one_minus_p() ->
 # ---- hand cases ------------------------------------------------------------------------------------------------------
 
 L, ROOT = math.log(2), math.sqrt(2)
-# One answer of two tokens: p = 1/2, 1/4; p_ref = 1/4, 1/4; p_old = 1/4, 1/2; entropies log 2 and 0.
+# One answer of two tokens: p = 1/2, 1/4; p_ref = 1/4, 1/4; p_old = 1/4, 1/2; entropies log 2 and 0, in the batch log 2.
 HAND_CASES = [
     ("sft", {}, 2.0, [2 * L, 4 * L]),
     ("dft", {}, 2.0, [L, L]),
@@ -273,6 +283,9 @@ HAND_CASES = [
     ("srft_rollout", {}, 1.0, [0.1 * ROOT * L, 0.2 * ROOT * L]),
     ("srft_rollout", {}, -1.0, [-L, -2 * L]),
     ("srft_rollout", {"negatives": 0.0}, -1.0, [0.0, 0.0]),
+    ("entropy_aware_sft", {"entropy_scope": "batch"}, 2.0, [L / 2, L]),
+    ("srft_demonstration", {"entropy_scope": "batch"}, 2.0, [L / 4 - 1, L / 2 - 1 / 2]),
+    ("srft_rollout", {"entropy_scope": "batch"}, 1.0, [0.2 * L, 0.4 * L]),
 ]
 
 
@@ -289,6 +302,7 @@ def hand_tokens(weight: float) -> Tokens:
         entropy=row(L, 0.0),
         reference_logprobs=row(-2 * L, -2 * L),
         old_logprobs=row(-2 * L, -L),
+        batch_entropy=L,
     )
 
 
@@ -318,7 +332,7 @@ def test_what_is_under_mask_zero_has_no_influence(spec: LossSpec, bad: float) ->
     dirty = {
         name: torch.where(MASK.bool(), value.detach(), torch.tensor(bad, dtype=torch.float64))
         for name, value in vars(tokens).items()
-        if name not in ("mask", "weights")
+        if name not in ("mask", "weights", "batch_entropy")
     }
     loss, gradient = loss_and_gradient(spec, replace(tokens, **dirty))
     clean_loss, clean_gradient = loss_and_gradient(spec, tokens)
@@ -502,6 +516,14 @@ def test_only_the_sign_of_a_rollout_matters_to_srft() -> None:
     torch.testing.assert_close(LossSpec("srft_rollout")(scaled), LossSpec("srft_rollout")(tokens), rtol=0, atol=0)
 
 
+def test_srft_over_the_batch_is_srft_over_sequences_of_that_entropy() -> None:
+    """Where every token has the batch's mean entropy, the two scopes are one loss."""
+    _, _, tokens = logits_and_tokens()
+    level = replace(tokens, entropy=torch.full_like(tokens.logprobs.detach(), BATCH_ENTROPY))
+    for name in ("srft_demonstration", "srft_rollout", "entropy_aware_sft"):
+        assert_same_loss(LossSpec(name, {"entropy_scope": "batch"}), LossSpec(name), level)
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -548,6 +570,17 @@ def test_unknown_names_and_options_are_refused_with_the_known_ones(arguments: tu
     with pytest.raises(ValueError) as error:
         LossSpec(*arguments)
     assert all(fragment in str(error.value) for fragment in fragments), error.value
+
+
+def test_the_batchs_entropy_must_be_there_where_it_is_asked_for() -> None:
+    """And it is foreseen; a scope that is not known is refused."""
+    spec = LossSpec("srft_rollout", {"entropy_scope": "batch"})
+    assert spec.needs_batch_entropy
+    assert not LossSpec("srft_rollout").needs_batch_entropy
+    with pytest.raises(ValueError, match="needs the policy's mean entropy over the whole batch"):
+        spec(replace(hand_tokens(1.0), batch_entropy=None))
+    with pytest.raises(ValueError, match="entropy_scope='token' is not known"):
+        LossSpec("srft_rollout", {"entropy_scope": "token"})(hand_tokens(1.0))
 
 
 @pytest.mark.parametrize(("option", "value"), [("direction", "backward"), ("estimator", "k2")])

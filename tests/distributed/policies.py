@@ -99,6 +99,38 @@ def _at_the_reference(worker: AMFTTrainingWorker) -> Results:
     return gradients
 
 
+# --- Weights alone ----------------------------------------------------------------------------------------------------
+
+
+def weights_alone(model: Path, world_size: int) -> Results:
+    """Weights written at one step and taken back two steps later, as the second stage of a run does."""
+    worker = ready_worker(model, lr_warmup_steps=4)
+    folder = str(model.parent / f"weights_{world_size}" / "actor")
+    worker.save_weights(folder)
+    written = Snapshot(worker)
+    rotation = list(worker.engine.checkpoint_manager.previous_saved_paths)
+    for seed in (3, 4):
+        step(worker, seed)
+    before, generator = Snapshot(worker), torch.get_rng_state()
+    worker.load_weights(folder)
+    after = Snapshot(worker)
+    try:
+        worker.load_weights(folder + "_absent")
+        message = ""
+    except FileNotFoundError as error:
+        message = str(error)
+    return {
+        "moved": not written.same(before)["weights"],
+        "taken_back": written.same(after)["weights"],
+        "left": before.same(after),
+        "same_generator": torch.equal(generator, torch.get_rng_state()),
+        "rotation": rotation,
+        "contents": worker.engine.checkpoint_manager.checkpoint_load_contents,
+        "files": sorted(path.name for path in Path(folder).glob("*.pt")),
+        "message": message,
+    }
+
+
 # --- Further optimisers -----------------------------------------------------------------------------------------------
 
 

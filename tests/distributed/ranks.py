@@ -16,7 +16,7 @@ import torch.distributed
 import torch.multiprocessing
 import verl.workers.engine.fsdp.transformer_impl  # noqa: F401  (seconds to import: once, before the fork)
 from comparisons import finite_differences, meshes, partitions, verl_parity
-from policies import optimizers, reference_policy, skipped_steps
+from policies import optimizers, reference_policy, skipped_steps, weights_alone
 from safety import safety, schedule
 from token_losses import token_losses
 from workers import save_model
@@ -26,7 +26,7 @@ SCENARIOS = {
     1: (meshes, partitions, verl_parity, finite_differences, schedule, token_losses, reference_policy),
     2: (
         *(meshes, partitions, verl_parity, finite_differences, safety),
-        *(token_losses, reference_policy, optimizers, skipped_steps),
+        *(token_losses, reference_policy, weights_alone, optimizers, skipped_steps),
     ),
     4: (meshes, partitions, verl_parity, safety),
 }

@@ -58,6 +58,32 @@ def test_at_the_reference_iw_sft_and_sft_kl_are_sft(ranks_of, world_size):
             torch.testing.assert_close(case[name], case["sft"], rtol=1e-12, atol=1e-14)
 
 
+# --- Weights alone ----------------------------------------------------------------------------------------------------
+
+
+def test_weights_alone_come_back(ranks_of):
+    """Those of the step they were written at, to the bit; moments, schedule, tangent and random state stay as they are.
+
+    The file holds no moments and is not part of verl's rotation of checkpoints, which would delete it.
+    """
+    for rank in ranks_of(2):
+        case = rank["weights_alone"]
+        assert case["moved"]
+        assert case["taken_back"]
+        assert case["left"] == dict.fromkeys(PARTS, True) | {"weights": False}
+        assert case["same_generator"]
+        assert case["rotation"] == []
+        assert set(case["contents"]) == {"model", "optimizer", "extra"}
+        assert case["files"] == [f"model_world_size_2_rank_{index}.pt" for index in range(2)]
+
+
+def test_missing_weights_are_said(ranks_of):
+    """The file's name and what to do."""
+    for index, rank in enumerate(ranks_of(2)):
+        assert f"model_world_size_2_rank_{index}.pt is missing" in rank["weights_alone"]["message"]
+        assert "Resume with the number of ranks that wrote it" in rank["weights_alone"]["message"]
+
+
 # --- Further optimisers -----------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,11 @@ import torch
 from recipe.amft.algorithm.token_losses import NEEDS_REFERENCE, TOKEN_LOSSES
 
 LOSS = 1e-6  # relative: verl sums losses in float32
-NAMES = [*TOKEN_LOSSES, "sft per sequence"]
+VARIANTS = [
+    *("sft per sequence", "srft_demonstration over the batch", "srft_rollout over the batch"),
+    "shaped_probability with entropy",
+]
+NAMES = [*TOKEN_LOSSES, *VARIANTS]
 FIRST = ("contiguous", 2)
 SAME_GRADIENT = [{"sft", "policy_gradient"}, {"dft", "probability"}]
 
@@ -50,6 +54,15 @@ def test_the_step_follows_the_sum_of_the_two_gradients(ranks_of):
         case = ranks_of(1)[0]["token_losses"][name, *FIRST]
         parts = [factor * case[f"{phase}_gradient"] for phase, factor in (("sft", 0.8), ("rl", 1.3)) if phase in case]
         assert case["step"]["grad_norm"] == pytest.approx(float(sum(parts).norm()), rel=1e-6), name
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_entropy_bonus_is_verls(ranks_of, world_size):
+    """The coefficient adds the same gradient as in verl's policy loss; a loss without the bonus does not move."""
+    bonus = ranks_of(world_size)[0]["token_losses"]["entropy bonus"]
+    assert float(bonus["verl"].norm()) > 1e-4
+    assert relative_error(bonus["own"], bonus["verl"]) < 1e-9
+    assert bonus["without"].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("phase", ["sft", "rl"])

@@ -1,21 +1,30 @@
 """Scenarios of token losses: every one as the loss of demonstrations and of rollouts, and with padding rows."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from steps import META, PLAN, Results, step
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
+from verl.workers.utils.losses import ppo_loss
 from workers import NUM_ROWS, Snapshot, gathered, make_worker, mixed_gradient, share, weights
 
 from recipe.amft.algorithm.token_losses import NEEDS_REFERENCE, TOKEN_LOSSES, LossSpec
 from recipe.amft.data.demonstrations import Demonstration, collate
-from recipe.amft.worker import AMFTTrainingWorker
+from recipe.amft.worker import BATCH_ENTROPY, AMFTTrainingWorker
 
 SUM = replace(PLAN, weight=None, track_tangent=False)
 CASES = {1: [("contiguous", 2), ("shuffled", 8)], 2: [("interleaved", 0)]}  # rows to ranks, micro-batch (0: dynamic)
-SPECS = {name: LossSpec(name) for name in TOKEN_LOSSES} | {"sft per sequence": LossSpec("sft", per="sequence")}
+SPECS = {name: LossSpec(name) for name in TOKEN_LOSSES} | {
+    "sft per sequence": LossSpec("sft", per="sequence"),
+    "srft_demonstration over the batch": LossSpec("srft_demonstration", {"entropy_scope": "batch"}),
+    "srft_rollout over the batch": LossSpec("srft_rollout", {"entropy_scope": "batch"}),
+    "shaped_probability with entropy": LossSpec("shaped_probability", entropy_bonus=True),
+}
+ENTROPY_COEFFICIENT = 0.3
+ROLLOUT_ENTROPY = 1.7  # what the driver says of the batch of rollouts
 
 
 def away_from_reference(model: Path) -> AMFTTrainingWorker:
@@ -39,6 +48,8 @@ def weighted_share(worker: AMFTTrainingWorker, name: str, layout: str) -> Tensor
         ]
         batch["advantages"] = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
     tu.assign_non_tensor(batch, calculate_entropy=True)
+    if name == "rollouts":
+        tu.assign_non_tensor(batch, **{BATCH_ENTROPY: ROLLOUT_ENTROPY})
     return batch
 
 
@@ -46,7 +57,7 @@ def token_losses(model: Path, world_size: int) -> Results:
     """Both gradients, and the weights after a step along their sum; a phase that has no such loss is left out."""
     worker = away_from_reference(model)
     start = Snapshot(worker)
-    results: Results = {"padding": _padding(worker, start)}
+    results: Results = {"padding": _padding(worker, start), "entropy bonus": _entropy_bonus(worker)}
     for name, spec in SPECS.items():
         for layout, size in CASES[world_size]:
             start.restore(worker)
@@ -57,7 +68,7 @@ def token_losses(model: Path, world_size: int) -> Results:
 
 
 def _step(worker: AMFTTrainingWorker, spec: LossSpec, layout: str) -> Results:
-    worker.configure(spec, spec, META)
+    worker.configure(spec, spec, META, ENTROPY_COEFFICIENT)
     measured: Results = {}
     if spec.name != "importance_ratio":
         measured["sft"] = worker.backward_demonstrations(weighted_share(worker, "demonstrations", layout))
@@ -66,6 +77,22 @@ def _step(worker: AMFTTrainingWorker, spec: LossSpec, layout: str) -> Results:
         measured["rl"] = worker.backward_rollouts(weighted_share(worker, "rollouts", layout))
         measured["rl_gradient"] = gathered(worker, worker.rl_gradient)
     return measured | {"step": worker.apply_mixture(SUM), "weights": weights(worker)}
+
+
+def _entropy_bonus(worker: AMFTTrainingWorker) -> Results:
+    """What an entropy coefficient adds to the gradient of verl's policy loss, and to that of a loss with a bonus."""
+    own, verls = LossSpec("importance_ratio", entropy_bonus=True), worker.loss_fn
+    gradients = {}
+    for coefficient in (0.0, ENTROPY_COEFFICIENT):
+        config = replace(verls.keywords["config"], entropy_coeff=coefficient)
+        worker.set_loss_fn(partial(ppo_loss, config=config))
+        for name, spec in {"verl": None, "own": own, "without": LossSpec("importance_ratio")}.items():
+            worker.configure(LossSpec(), spec, META, coefficient)
+            worker.backward_rollouts(weighted_share(worker, "rollouts", "contiguous"))
+            gradients[name, coefficient] = gathered(worker, worker.rl_gradient)
+    worker.set_loss_fn(verls)
+    worker.rl_gradient = None
+    return {name: gradients[name, ENTROPY_COEFFICIENT] - gradients[name, 0.0] for name in ("verl", "own", "without")}
 
 
 # --- Padding rows of demonstrations -----------------------------------------------------------------------------------

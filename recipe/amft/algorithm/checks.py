@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 
 def require_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -22,3 +24,14 @@ def require_positive(name: str, value: float, fix: str) -> None:
     """Raise ValueError unless `value` > 0; `fix` says what to do about it."""
     if not value > 0:
         raise ValueError(f"{name}={value!r} must be greater than 0; {fix}.")
+
+
+def require_unchanged(prefix: str, options: Any, names: Sequence[str], reader: str) -> None:
+    """Raise ValueError when a field of the dataclass `options` that only `reader` reads is not at its default."""
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if item.name in names and value != item.default:
+            raise ValueError(
+                f"{prefix}.{item.name}={value!r} has no effect here; leave it at {item.default!r}, or choose what "
+                f"reads it: {reader}."
+            )

@@ -25,6 +25,7 @@ class Tokens:
         mask: 1 on tokens that are learned.
         weights: advantage or weight of each sequence, given by the driver; ones without it.
         entropy: of the policy at each token, nats, no gradient.
+        batch_entropy: its mean over all learned tokens of the batch, of which this is a part.
         reference_logprobs: under the reference policy.
         old_logprobs: under the policy that generated the tokens.
     """
@@ -35,6 +36,7 @@ class Tokens:
     entropy: Tensor | None = None
     reference_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
+    batch_entropy: float | None = None
 
     def clean(self) -> "Tokens":
         """The same with 0 wherever the mask is 0: a NaN there, times the gradient 0 of a masked sum, would be NaN."""
@@ -48,6 +50,7 @@ class Tokens:
                 None if self.reference_logprobs is None else torch.where(learned, self.reference_logprobs, 0.0)
             ),
             old_logprobs=None if self.old_logprobs is None else torch.where(learned, self.old_logprobs, 0.0),
+            batch_entropy=self.batch_entropy,
         )
 
     def sequence_mean(self, values: Tensor) -> Tensor:
@@ -131,20 +134,27 @@ def probability(tokens: Tokens) -> Tensor:
     return -tokens.weights * tokens.logprobs.exp()
 
 
-def entropy_aware_sft(tokens: Tokens, coefficient: float = 0.5, sign: float = -1.0) -> Tensor:
-    """-c sg(exp(sign H)) log p with H the sequence's mean entropy (SRFT: sign -1 on demonstrations, +1 on rollouts)."""
-    return -tokens.weights * coefficient * (sign * _sequence_entropy(tokens)).exp() * tokens.logprobs
+def entropy_aware_sft(
+    tokens: Tokens, coefficient: float = 0.5, sign: float = -1.0, entropy_scope: str = "sequence"
+) -> Tensor:
+    """-c sg(exp(sign H)) log p, H the mean entropy of the sequence or of the batch (SRFT: sign -1 on demonstrations,
+    +1 on rollouts)."""
+    return -tokens.weights * coefficient * (sign * _mean_entropy(tokens, entropy_scope)).exp() * tokens.logprobs
 
 
-def srft_demonstration(tokens: Tokens, coefficient: float = 0.5, sign: float = -1.0) -> Tensor:
+def srft_demonstration(
+    tokens: Tokens, coefficient: float = 0.5, sign: float = -1.0, entropy_scope: str = "sequence"
+) -> Tensor:
     """SRFT on demonstrations: c sg(exp(sign H)) (-log p) - A p, its SFT and its RL term; `weights` are advantages A."""
-    factor = coefficient * (sign * _sequence_entropy(tokens)).exp()
+    factor = coefficient * (sign * _mean_entropy(tokens, entropy_scope)).exp()
     return -factor * tokens.logprobs - tokens.weights * tokens.logprobs.exp()
 
 
-def srft_rollout(tokens: Tokens, coefficient: float = 0.1, negatives: float = 1.0) -> Tensor:
+def srft_rollout(
+    tokens: Tokens, coefficient: float = 0.1, negatives: float = 1.0, entropy_scope: str = "sequence"
+) -> Tensor:
     """SRFT on its own rollouts: c sg(exp(H)) (-log p) where `weights` > 0, negatives * log p where they are not."""
-    positive = -coefficient * _sequence_entropy(tokens).exp() * tokens.logprobs
+    positive = -coefficient * _mean_entropy(tokens, entropy_scope).exp() * tokens.logprobs
     return torch.where(tokens.weights > 0, positive, negatives * tokens.logprobs)
 
 
@@ -163,12 +173,14 @@ NEEDS_REFERENCE = ("iw_sft", "sft_kl")
 class LossSpec:
     """A token loss, its options, and what the sum over tokens is divided by.
 
-    `per` is "token" (all learned tokens of the batch) or "sequence" (all its sequences).
+    `per` is "token" (all learned tokens of the batch) or "sequence" (all its sequences). With `entropy_bonus` the
+    actor's entropy coefficient times the mean entropy of the tokens is taken off, as verl's policy loss does.
     """
 
     name: str = "sft"
     options: Mapping[str, Any] = field(default_factory=dict)
     per: str = "token"
+    entropy_bonus: bool = False
 
     def __post_init__(self) -> None:
         require_choice("token loss", self.name, tuple(TOKEN_LOSSES))
@@ -183,6 +195,10 @@ class LossSpec:
     def needs_reference(self) -> bool:
         return self.name in NEEDS_REFERENCE
 
+    @property
+    def needs_batch_entropy(self) -> bool:
+        return self.options.get("entropy_scope") == "batch"
+
     def __call__(self, tokens: Tokens) -> Tensor:
         """(B, T) loss per token."""
         return TOKEN_LOSSES[self.name](tokens.clean(), **self.options)
@@ -194,7 +210,13 @@ def _reference(tokens: Tokens, name: str) -> Tensor:
     return tokens.reference_logprobs
 
 
-def _sequence_entropy(tokens: Tokens) -> Tensor:
+def _mean_entropy(tokens: Tokens, scope: str) -> Tensor:
+    """H, (B, 1): the mean over each sequence's tokens, or over all tokens of the batch."""
+    require_choice("entropy_scope", scope, ("batch", "sequence"))
+    if scope == "batch":
+        if tokens.batch_entropy is None:
+            raise ValueError("this token loss needs the policy's mean entropy over the whole batch")
+        return torch.full_like(tokens.logprobs[:, :1], tokens.batch_entropy)
     if tokens.entropy is None:
         raise ValueError("this token loss needs the policy's entropy at each token")
     return tokens.sequence_mean(tokens.entropy.detach())

@@ -183,7 +183,9 @@ class Method(ABC):
     kinds: tuple[StepPlan, ...] = ()  # plans that only a later state asks for: what is checked before a run
     own_advantages = False  # whether `choose` gives advantages: then there is no critic
     scores_demonstrations = False  # whether `Groups.demonstration_rewards` is needed
-    keeps_reference = False  # whether the policy before any training is needed besides a loss that says so itself
+    # Which policy is the reference: the "given" model, or the "warmed" policy that the warm-up ended with. None: the
+    # given model, and only if a loss says that it needs one.
+    reference: str | None = None
 
     def __init__(self, config: AMFTConfig):
         self.config = config
@@ -235,10 +237,6 @@ class Method(ABC):
     def guidance(self, step: int, row_ids: Sequence[str]) -> list[list[str]] | None:
         """Texts to put before each prompt; a prompt's rollouts take them in turn. None: prompts stay as they are."""
         return None
-
-    def losses(self, step: int) -> tuple[LossSpec, LossSpec | None]:
-        """The losses of both phases at training step `step`."""
-        return self.demonstration_loss, self.rollout_loss
 
     @property
     def rehearsal(self) -> Rehearsal | None:

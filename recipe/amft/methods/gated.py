@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recipe.amft.algorithm.checks import require_choice, require_positive, require_range
+from recipe.amft.algorithm.checks import require_choice, require_positive, require_range, require_unchanged
 from recipe.amft.methods.base import Choice, Groups, Measurements, Method, StepPlan, Sum
 
 
@@ -48,11 +48,14 @@ class GatedMethod(Method):
 class SuperRLOptions:
     mode: str = "switch"  # per prompt; log_sigma: both losses on all prompts, with learned uncertainty weights
     learning_rate: float = 0.01  # of s1 and s2 (log_sigma), by gradient descent
-    smallest: float = -2.0  # neither falls below (log_sigma)
+    smallest: float = -2.0  # neither falls below (log_sigma); at most s1's initial 0
 
     def __post_init__(self) -> None:
         require_choice("method.options.mode", self.mode, ("switch", "log_sigma"))
         require_range("method.options.learning_rate", self.learning_rate, 0.0, math.inf)
+        require_range("method.options.smallest", self.smallest, -10.0, 0.0)
+        if self.mode == "switch":
+            require_unchanged("method.options", self, ("learning_rate", "smallest"), "method.options.mode=log_sigma")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class SuperRLState(Gate):
 class SuperRL(GatedMethod):
     """Per prompt c = 1[any rollout rewarded]: L = (1 - c) L_SFT + c L_PG, so the two halves weigh by their prompts.
 
-    `log_sigma`: exp(-2 s1) L_RL + exp(-2 s2) L_SFT + s1 + s2 on all prompts, s1 and s2 learned with the policy.
+    `log_sigma`: exp(-2 s1) L_RL + exp(-2 s2) L_SFT + s1 + s2 on all prompts, s1 and s2 learned with the policy. For a
+    loss L > 0 s settles at log(2 L) / 2; with L_RL about 0, as under centred advantages, s1 falls to `smallest`.
     """
 
     Options = SuperRLOptions
@@ -112,8 +116,11 @@ class SuperRL(GatedMethod):
 
 
 class Dyme(GatedMethod):
-    """DyME: no rollout of k correct (reward at most 0.5): the first becomes the demonstration with advantage 1 and the
-    others get 0; all correct: all get 0; else GRPO. The mean over sequences gives imitation the weight 1/k.
+    """DyME: GRPO, and imitation of a prompt without a correct rollout (reward above 0.5) with the weight 1/k.
+
+    In the original one of its k rollouts becomes the demonstration with advantage 1 and the others get 0, hence 1/k by
+    the mean over sequences; all correct: all get 0. With rewards of 0 and 1 GRPO's own advantages of both kinds of
+    prompt are 0, so that they are left alone here; graded rewards leave a failed prompt's rollouts their advantages.
     """
 
     correct_above = 0.5

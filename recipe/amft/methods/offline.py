@@ -22,7 +22,7 @@ class RftOptions:
 
 
 class CollectThenLearn(Method):
-    """`sample_steps` steps collect rollouts of the policy that the stage started with; the others learn from them."""
+    """`sample_steps` steps collect rollouts of the policy that the warm-up ended with; the others learn from them."""
 
     Options: type = RftOptions
     learning_plan = StepPlan(rollouts=False, collected=True)
@@ -69,13 +69,13 @@ class DpoOptions(RftOptions):
 class Dpo(CollectThenLearn):
     """Direct preference optimisation on pairs of a correct and an incorrect sample of one prompt.
 
-    L = -E log sigmoid(z), z = beta [(log p - log p_ref)(better) - (log p - log p_ref)(worse)]. Its gradient is that of
-    a policy gradient with weights +-beta sigmoid(-z), which are computed by forward passes before each update: pairs
-    need not share a micro-batch or a rank.
+    L = -E log sigmoid(z), z = beta [(log p - log p_ref)(better) - (log p - log p_ref)(worse)], the reference being the
+    policy that sampled. Its gradient is that of a policy gradient with weights +-beta sigmoid(-z), computed by
+    forward passes before each update: pairs need not share a micro-batch or a rank.
     """
 
     Options = DpoOptions
-    keeps_reference = True
+    reference = "warmed"
     learning_plan = StepPlan(rollouts=False, collected=True, preferences=True)
     kinds = (
         StepPlan(demonstrations=False, learns=False),

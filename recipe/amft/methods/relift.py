@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipe.amft.algorithm.checks import require_choice, require_positive
+from recipe.amft.algorithm.checks import require_choice, require_positive, require_unchanged
 from recipe.amft.methods.base import Choice, Groups, Measurements, Method, Rehearsal, StepPlan, Sum
 
 
@@ -22,6 +22,8 @@ class ReliftOptions:
                 f"method.options.buffer_size={self.buffer_size} and every={self.every} must be at least 1."
             )
         require_positive("method.options.learning_rate", self.learning_rate, "it is that of the supervised step")
+        unread, other = ("every", "every") if self.trigger == "buffer" else ("buffer_size", "buffer")
+        require_unchanged("method.options", self, (unread,), f"method.options.trigger={other}")
 
 
 class Relift(Method):

@@ -16,22 +16,23 @@ from recipe.amft.methods.base import Choice, Groups, Measurements, Method, StepP
 class SrftOptions:
     variant: str = "paper"  # amft_description leaves out the RL term on demonstrations and the negative rollouts
     sft_sign: str = "paper"  # exp(-H) on demonstrations; code: exp(+H), as the official code is said to have it
+    entropy_scope: str = "batch"  # H over all tokens of the batch; sequence: over each one's own (HPT's version)
     sft_coefficient: float = 0.5
     positive_coefficient: float = 0.1
 
     def __post_init__(self) -> None:
         require_choice("method.options.variant", self.variant, ("paper", "amft_description"))
         require_choice("method.options.sft_sign", self.sft_sign, ("paper", "code"))
+        require_choice("method.options.entropy_scope", self.entropy_scope, ("batch", "sequence"))
         require_range("method.options.sft_coefficient", self.sft_coefficient, 0.0, math.inf)
         require_range("method.options.positive_coefficient", self.positive_coefficient, 0.0, math.inf)
 
 
 class Srft(Method):
-    """L = L_SFT(demo) + L_RL(demo) + L_RL(self), H per sequence.
+    """L = L_SFT(demo) + L_RL(demo) + L_RL(self), with H the policy's mean entropy on the tokens that it weighs.
 
     0.5 sg(exp(-H)) E[-log p] - A p on demonstrations, A = (r - mean)/std in the group of rollouts and demonstration;
-    0.1 sg(exp(H)) E[-log p] on correct rollouts and E[log p] on the others. The paper takes H over the batch; per
-    sequence it costs no further pass, and the loss stays a sum over micro-batches.
+    0.1 sg(exp(H)) E[-log p] on correct rollouts and E[log p] on the others.
     """
 
     Options = SrftOptions
@@ -63,9 +64,11 @@ class Srft(Method):
     @property
     def demonstration_loss(self) -> LossSpec:
         sign = -1.0 if self.options.sft_sign == "paper" else 1.0
-        return LossSpec("srft_demonstration", {"coefficient": self.options.sft_coefficient, "sign": sign})
+        options = {"coefficient": self.options.sft_coefficient, "sign": sign}
+        return LossSpec("srft_demonstration", options | {"entropy_scope": self.options.entropy_scope})
 
     @property
     def rollout_loss(self) -> LossSpec:
         negatives = 1.0 if self.options.variant == "paper" else 0.0
-        return LossSpec("srft_rollout", {"coefficient": self.options.positive_coefficient, "negatives": negatives})
+        options = {"coefficient": self.options.positive_coefficient, "negatives": negatives}
+        return LossSpec("srft_rollout", options | {"entropy_scope": self.options.entropy_scope})
