@@ -144,7 +144,7 @@ class StepDataTrainer(RecipeTrainer):
         for batch in batches:
             if batch is None:
                 continue
-            fields = self.fetch(batch, "extra_fields")["extra_fields"].tolist()
+            fields = self.fetch(batch, "extra_fields").pop("extra_fields").tolist()
             last_row = {key.rsplit("_", 1)[0]: row for row, key in enumerate(batch.keys)}
             for row in last_row.values():
                 total.update(fields[row].get("environment", {}))  # other agent loops report none
