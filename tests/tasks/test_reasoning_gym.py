@@ -57,7 +57,7 @@ def test_every_data_set_scores_its_own_answer_through_json_and_the_subprocess():
         entry = entry_at(name, {}, 0, 100, 0)
         stored = json.loads(json.dumps(to_json(entry)))
         assert from_json(stored) == entry, name
-        environment = make_environment("reasoning_gym", {"dataset": name})
+        environment = make_environment("reasoning_gym", {"dataset": name, "seconds": 60.0})
         observation, info = environment.reset(0, {"entry": stored})
         assert observation["text"].startswith(entry["question"])
         if not info["has_answer"]:
