@@ -206,3 +206,42 @@ def test_a_silent_grader_is_called_out():
     assert grader_warning(7, something, timeouts) is None
     assert grader_warning(7, nothing, {"data/grader_timeouts": 0.0}) is None
     assert grader_warning(7, nothing, {}) is None
+
+
+def test_a_crash_costs_its_own_rollout_only(monkeypatch):
+    """One of a prompt's four sessions raises: verl lets the others end, and its buffer hands out what they left."""
+    from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer
+
+    from verl_ext.replay_buffer import BoundedReplayBuffer
+
+    stored = {}
+
+    async def put(key, partition_id, tag):
+        stored.setdefault(key, {"is_prompt": True, "global_steps": 1}).update(tag)
+
+    async def session(sampling_params, *, session_id, uid, **prompt):
+        await asyncio.sleep(0.01 * session_id)
+        if session_id == 1:
+            raise RuntimeError("the environment is broken")
+        stored[f"{uid}_{session_id}_0"] = {"status": "success", "global_steps": 1}
+
+    worker = SimpleNamespace(config=composed(400), _run_agent_loop=session)
+    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", put)
+    prompt = {"uid": "train-000000-00000", "__rollout_n__": 4}
+    run_prompt = agent_loop_tq.AgentLoopWorkerTQ._run_prompt.__func__  # of the class behind Ray's actor
+    asyncio.run(run_prompt(worker, prompt, {}, {"validate": False}))
+
+    monkeypatch.setattr(replay_buffer.tq, "kv_list", lambda: {"train": stored})
+    monkeypatch.setattr(replay_buffer.tq, "kv_clear", lambda **arguments: None)
+    sampler = composed(400).trainer.v1.sampler
+    buffer = BoundedReplayBuffer(
+        trainer_mode="sync",
+        trainer_config=composed(400).trainer.v1.sync,
+        max_off_policy_threshold=sampler.max_off_policy_threshold,
+        max_off_policy_strategy=sampler.max_off_policy_strategy,
+        sampler_kwargs=sampler.sampler_kwargs,
+        poll_interval=0.01,
+        timeout_seconds=5.0,
+    )
+    batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=1)
+    assert sorted(batch.keys) == [f"train-000000-00000_{session}_0" for session in (0, 2, 3)]

@@ -483,9 +483,8 @@ def test_the_small_task_fits_its_own_limits(tmp_path):
             answers.append(len(tokenizer.encode(row["target"][0]["content"])) + 1)
     assert max(lengths) <= config.data.max_prompt_length
     assert 3 * sum(lengths) < characters
-    feedback = len(tokenizer.encode("user\nYou failed this trial because misread observation")) + 8  # the template
-        len(tokenizer.encode("user\nYou failed this trial because misread observation")) + 8
-    )  # and the template's
+    again = tokenizer.encode("user\nYou failed this trial because misread observation")
+    feedback = len(again) + 8  # and what the chat template puts around it
     assert 2 * max(answers) + feedback <= config.data.max_response_length
     assert (
         config.data.max_prompt_length + config.data.max_response_length
