@@ -245,3 +245,31 @@ def test_a_crash_costs_its_own_rollout_only(monkeypatch):
     )
     batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=1)
     assert sorted(batch.keys) == [f"train-000000-00000_{session}_0" for session in (0, 2, 3)]
+
+
+def test_the_metrics_count_an_episode_once():
+    """An episode of three rows and one of one row: 4 s of environments on two processes in 10 s are a share of 20%."""
+    from tensordict import NonTensorStack, TensorDict
+
+    from recipe.amft.step_data import StepDataTrainer
+
+    walked = {"environment": {"seconds": 1.0, "num_grader_timeouts": 2.0}, "other": 7}
+    graded = {"environment": {"seconds": 3.0, "num_grader_timeouts": 1.0, "num_refused_answers": 1.0}}
+    rows = {"a_0_0": walked, "a_0_1": walked, "a_0_2": walked, "a_1_0": graded, "b_0_0": {}}
+
+    def fetch(batch, *names):
+        return TensorDict(
+            {"extra_fields": NonTensorStack(*(rows[key] for key in batch.keys))}, batch_size=len(batch.keys)
+        )
+
+    agent = SimpleNamespace(num_workers=2)
+    config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(agent=agent)))
+    driver = SimpleNamespace(fetch=fetch, config=config)
+    training, validation = SimpleNamespace(keys=list(rows)[:3]), SimpleNamespace(keys=list(rows)[3:])
+    assert StepDataTrainer.episode_metrics(driver, 10.0, training, validation) == {
+        "time/environment": 2.0,
+        "time/environment_share": 0.2,
+        "data/grader_timeouts": 3.0,
+        "data/refused_answers": 1.0,
+    }
+    assert StepDataTrainer.episode_metrics(driver, 10.0, None, None) == {}
