@@ -47,6 +47,12 @@ CALLS = {
     "verl.workers.engine.fsdp.transformer_impl.FSDPEngine.load_checkpoint": [
         "self", "local_path", "hdfs_path", "del_local_after_load", "kwargs",
     ],
+    "verl.model_merger.fsdp_model_merger.FSDPModelMerger._load_and_merge_state_dicts": [
+        "self", "world_size", "total_shards", "mesh_shape", "mesh_dim_names",
+    ],
+    "verl.model_merger.fsdp_model_merger.FSDPModelMerger._merge_by_placement": ["self", "tensors", "placement"],
+    "verl.model_merger.fsdp_model_merger.merge_non_dtensor_shards": ["key", "shards"],
+    "verl.model_merger.fsdp_model_merger.FSDPModelMerger.merge_and_save": ["self"],
 }  # fmt: skip
 STARTS_WITH = {
     "verl.experimental.agent_loop.agent_loop.AgentLoopBase.run": ["self", "sampling_params"],
@@ -129,3 +135,13 @@ def test_the_trainer_builds_what_we_replace_through_overridable_methods():
         for name in ("_init_tokenizer", "_init_dataloader", "_init_resource_pool_mgr", "_load_checkpoint")
     ]
     assert order == sorted(order)
+
+
+def test_the_merger_writes_what_our_override_returns():
+    """`merge_and_save` takes its weights from the one method that ShardMerger replaces; its settings are ours."""
+    from verl.model_merger.base_model_merger import ModelMergerConfig
+    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+    assert "self._load_and_merge_state_dicts(" in inspect.getsource(FSDPModelMerger.merge_and_save)
+    needed = {"operation", "backend", "local_dir", "hf_model_config_path", "target_dir"}
+    assert needed <= set(inspect.signature(ModelMergerConfig).parameters)

@@ -8,7 +8,11 @@ one reward.
 """
 
 import asyncio
+import time
 import zlib
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +21,38 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutp
 from verl.utils.import_utils import load_class_from_fqn
 from verl.utils.profiler import simple_timer
 
-LOGGED_INFO = ("per_step_accuracy", "num_grader_timeouts", "num_grader_crashes")  # of the last step, if they are there
+LOGGED_INFO = ("per_step_accuracy",)  # of an environment's info: of the last turn, if it is there
+COUNTED_INFO = ("num_grader_timeouts", "num_grader_crashes", "num_refused_answers")  # summed over the turns
+
+
+class EnvironmentClock:
+    """How long the environments of this process are at work, every moment counted once however many calls overlap.
+
+    Calls overlap where environments wait for a grader. A call is given the time that has passed since it began, or
+    since another one ended: the sum over calls is the length of the union.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._num_running = 0
+        self._counted_until = 0.0
+
+    @contextmanager
+    def running(self, episode: Counter):
+        """Adds to `episode["seconds"]` what the call inside is given."""
+        if self._num_running == 0:
+            self._counted_until = self._now()
+        self._num_running += 1
+        try:
+            yield
+        finally:
+            now = self._now()
+            episode["seconds"] += now - self._counted_until
+            self._counted_until = now
+            self._num_running -= 1
+
+
+CLOCK = EnvironmentClock()
 
 
 class Conversation:
@@ -50,8 +85,13 @@ class EnvironmentLoop(AgentLoopBase):
         self.response_length = self.rollout_config.response_length
 
     async def run(self, sampling_params: dict[str, Any], **row) -> AgentLoopOutput | list[AgentLoopOutput]:
-        """One episode: token ids, masks, log-probabilities, the summed reward and what the episode was."""
-        environment, observation = self.begin(row, self.default)
+        """One episode: token ids, masks, log-probabilities, the summed reward and what the episode was.
+
+        `extra_fields["environment"]` has the seconds that the environment was at work, and its counts of COUNTED_INFO.
+        """
+        account: Counter = Counter()
+        with CLOCK.running(account):
+            environment, observation = self.begin(row, self.default)
         conversation = await self._open(observation, row)
         finished: list[Conversation] = []
         metrics: dict[str, Any] = {"num_preempted": -1}
@@ -60,7 +100,9 @@ class EnvironmentLoop(AgentLoopBase):
         reward, num_turns, done = 0.0, 0, False
         while not done:
             text = await self._act(conversation, sampling_params, row, num_turns, metrics, fields)
-            observation, turn_reward, terminated, truncated, info = await self._step(environment, text)
+            with CLOCK.running(account):
+                observation, turn_reward, terminated, truncated, info = await self._step(environment, text)
+            account.update({name: info[name] for name in COUNTED_INFO if name in info})
             reward += turn_reward
             num_turns += 1
             done = terminated or truncated
@@ -71,7 +113,9 @@ class EnvironmentLoop(AgentLoopBase):
                 done = not await self._answer(conversation, text, observation["text"])
         success = float(bool(info.get("success", reward > 0)))
         logged = {name: float(info[name]) for name in LOGGED_INFO if name in info}
-        fields["reward_extra_info"] = {"acc": success, "num_attempts": num_turns, **logged}
+        counts = {name: float(account[name]) for name in COUNTED_INFO if name in account}
+        fields["reward_extra_info"] = {"acc": success, "num_attempts": num_turns, **logged, **counts}
+        fields["environment"] = {"seconds": account["seconds"], **counts}
         outputs = [self._output(part, reward, 2 * num_turns, metrics, fields) for part in [*finished, conversation]]
         return outputs if finished else outputs[0]
 

@@ -196,6 +196,9 @@ def finish(evaluation: Evaluation) -> str:
     title = f"# {settings.suite}: {settings.model_path}\n\n"
     note = f"\n95% intervals: {settings.bootstrap:,} bootstrap resamples of the prompts.\n"
     write_text(folder.path / "summary.md", title + table + note)
+    timeouts = sum(counts.timeouts for counts in summary.counts.values())
+    if timeouts:
+        table += f"\nwarning: {timeouts} answers were not graded within the time limit, and count as wrong.\n"
     failed = sum(counts.failed for counts in summary.counts.values())
     if failed:
         table += (

@@ -1,6 +1,7 @@
 """What a step learns from: prompts, rollouts by prompt, demonstrations, and how all of it is cut into mini-batches."""
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,13 @@ from recipe.amft.methods import Choice, Groups, Method, StepPlan
 from recipe.amft.needs import Needs, everything_asked
 from recipe.amft.tasks.environment import begin
 from verl_ext.trainer import PromptStream, RecipeTrainer, balanced_partitions
+
+# Counts of verl_ext/agent_loop.py by the names of metrics.
+GRADER_COUNTS = {
+    "num_grader_timeouts": "data/grader_timeouts",
+    "num_grader_crashes": "data/grader_crashes",
+    "num_refused_answers": "data/refused_answers",
+}
 
 WeightedDemonstrations = list[tuple[Demonstration, float]]
 
@@ -136,6 +144,25 @@ class StepDataTrainer(RecipeTrainer):
                 [self.demonstration_reward(row) for row in self.prompts.rows], dtype=torch.float64
             )
         return Groups(prompts, rewards, row_ids, demonstration_rewards), metrics
+
+    def episode_metrics(self, seconds: float, *batches: KVBatchMeta | None) -> dict[str, float]:
+        """What the agent loops saw of the environments in `seconds` of generation; counts only where there are graders.
+
+        The time is that of one agent-loop process on average: its environments share one event loop.
+        """
+        total: Counter[str] = Counter()
+        for batch in batches:
+            if batch is None:
+                continue
+            fields = self.fetch(batch, "extra_fields").pop("extra_fields").tolist()
+            last_row = {key.rsplit("_", 1)[0]: row for row, key in enumerate(batch.keys)}
+            for row in last_row.values():
+                total.update(fields[row].get("environment", {}))  # other agent loops report none
+        if not total:
+            return {}
+        busy = total["seconds"] / self.config.actor_rollout_ref.rollout.agent.num_workers
+        counts = {name: float(total[key]) for key, name in GRADER_COUNTS.items() if key in total}
+        return {"time/environment": busy, "time/environment_share": busy / seconds, **counts}
 
     def keep(self, batch: KVBatchMeta, choice: Choice) -> KVBatchMeta | None:
         """The rollouts that the method keeps, with its advantages; the others are deleted. None when none is left."""

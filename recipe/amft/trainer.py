@@ -176,7 +176,8 @@ class AMFTTrainer(StepDataTrainer):
         self.configure((self.method.demonstration_loss, self.method.rollout_loss))
         with self.timed("generation"):
             rollouts, utility_rollouts = self.generate(plan, step)
-        metrics, entropy, utility = {}, {}, None
+        metrics = self.episode_metrics(self.timings["generation"], rollouts, utility_rollouts)
+        entropy, utility = {}, None
         if utility_rollouts is not None:
             with self.timed("meta_gradient"):
                 utility, utility_metrics = self.measure_utility(utility_rollouts)
@@ -184,11 +185,14 @@ class AMFTTrainer(StepDataTrainer):
         choice, row_ids = Choice(), []
         if rollouts is not None:
             groups, rollout_metrics = self.groups(rollouts)
+            warning = grader_warning(self.global_steps, groups.rewards, metrics)
+            if warning:
+                self.folder.say(warning)
             self.method_state, choice = self.method.choose(self.method_state, step, groups)
             self.collect_rollouts(rollouts, choice, groups)
             if not plan.learns:
                 self.clear(rollouts)
-                return rollout_metrics | choice.metrics | self.stream_metrics()
+                return metrics | rollout_metrics | choice.metrics | self.stream_metrics()
             rollouts = self.keep(rollouts, choice)
             metrics |= rollout_metrics | choice.metrics
             row_ids = groups.row_ids
@@ -503,3 +507,15 @@ def mean_metrics(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for row in rows for name in row)
     having = {name: [row[name] for row in rows if name in row] for name in names}
     return {name: sum(values) / len(values) for name, values in having.items()}
+
+
+def grader_warning(step: int, rewards: torch.Tensor, metrics: dict[str, float]) -> str | None:
+    """What to say of rewards (B,) that are all 0 while graders had trouble: it looks like a policy that fails."""
+    timeouts, crashes = metrics.get("data/grader_timeouts", 0.0), metrics.get("data/grader_crashes", 0.0)
+    if timeouts + crashes == 0 or bool(rewards.any()):
+        return None
+    return (
+        f"warning: step {step}: all {len(rewards)} rollouts have reward 0, and graders ran out of time on "
+        f"{timeouts:.0f} answers and crashed on {crashes:.0f}; the grader may be at fault, not the policy "
+        "(docs/graders.md)"
+    )

@@ -224,7 +224,7 @@ def test_the_gsm8k_task_is_made_on_demand(small, tmp_path):
     """The options of configs/task/gsm8k.yaml make the three files; unknown ones and a missing source are errors."""
     settings = from_mapping(OmegaConf.to_container(compose(["task=gsm8k"]).amft, resolve=True))
     assert settings.task["make"] == "recipe.amft.data.prepare.make"
-    assert settings.model["options"]["pretraining"] is None
+    assert "pretraining" not in settings.model["options"]
     options = dict(settings.task["options"])
     options |= {"source": str(small), "validation": 2, "test": 3}
     make(options, tmp_path)

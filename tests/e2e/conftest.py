@@ -91,7 +91,8 @@ def small() -> list[str]:
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The tests' own folder is importable in the workers (environments that misbehave live there)."""
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])}
+    paths = [str(REPOSITORY), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
     variables["WANDB_MODE"] = "offline"
     return variables

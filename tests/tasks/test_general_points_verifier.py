@@ -57,6 +57,7 @@ UPSTREAM_TABLE = [
     ("1*10+3+6", HAND, "wrong_value", -1.0),
     ("8/(3-8/3)", (3, 3, 8, 8), "wrong_value", -1.0),  # float division
     ("10*3-6", HAND, "wrong_numbers", -2.0),
+    ("10*3-6*1*1", HAND, "wrong_numbers", -2.0),  # 1 is used twice
     ("10*3-7*1", HAND, "wrong_numbers", -4.0),  # 7 is invalid, 6 is missing
     ("-10*3-6*1", HAND, "illegal", -3.0),
     ("10**3-7", HAND, "illegal", -7.0),  # second operator -3, 7 invalid -2, 1 and 6 missing -2

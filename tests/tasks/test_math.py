@@ -5,8 +5,11 @@ import pickle
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
-from recipe.amft.tasks.environment import make_environment
+from recipe.amft.config import from_mapping
+from recipe.amft.main import compose
+from recipe.amft.tasks.environment import begin, make_environment
 from recipe.amft.tasks.graders import shared_pool
 from recipe.amft.tasks.math.environment import MathProblem
 
@@ -140,3 +143,23 @@ def test_wrong_arguments_are_named():
     environment.step("4")
     with pytest.raises(RuntimeError, match="call reset"):
         environment.step("4")
+
+
+def test_a_plain_openr1_row_is_posed_by_the_shipped_task():
+    """A row as published names no environment: task=openr1_math plays it, with the reasoning that its target has."""
+    row = {
+        "data_source": "openr1",
+        "prompt": [{"role": "system", "content": "Reason first."}, {"role": "user", "content": "What is 6 * 7?"}],
+        "target": [{"role": "assistant", "content": "<think>\n6 * 7 = 42\n</think>\n\nIt is $\\boxed{42}$."}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "42"},
+        "extra_info": {"split": "default", "index": 17},
+    }
+    for override in ("task=openr1_math", "experiment=math_amft"):
+        settings = from_mapping(OmegaConf.to_container(compose([override]).amft, resolve=True))
+        environment, observation = begin(row, settings.task["environment"])
+        assert observation["messages"] == row["prompt"]
+        assert environment.step(row["target"][0]["content"])[1] == 1.0
+        environment, _ = begin(row, settings.task["environment"])
+        _, reward, _, _, info = environment.step(r"It is $\boxed{42}$.")
+        assert (reward, info["verdict"]) == (0.0, "no_think")

@@ -5,22 +5,31 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-pytest.importorskip("reasoning_gym", reason="the optional package reasoning-gym is not installed")
-
-import reasoning_gym
-
 from recipe.amft.data.files import normalised
 from recipe.amft.data.reasoning_gym import build_splits, main, make
 from recipe.amft.tasks.environment import make_environment
-from recipe.amft.tasks.reasoning_gym.entries import REFUSED, VERSION, entry_at, from_json, known_datasets, to_json
+from recipe.amft.tasks.reasoning_gym.entries import (
+    COMPILED,
+    REFUSED,
+    VERSION,
+    entry_at,
+    from_json,
+    is_stand_in,
+    known_datasets,
+    to_json,
+)
 
-DATASETS = sorted(set(known_datasets()) - set(REFUSED))
+reasoning_gym = pytest.importorskip("reasoning_gym", reason="the optional package reasoning-gym is not installed")
+
+MISSING = {name for name, package in COMPILED.items() if is_stand_in(package)}
+DATASETS = sorted(set(known_datasets()) - set(REFUSED) - MISSING)
 WITHOUT_ANSWERS = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 SUMS = {"dataset": "basic_arithmetic", "config": {"max_terms": 2, "operators": ["+"]}, "answer_format": "plain"}
 
@@ -48,7 +57,7 @@ def test_every_data_set_scores_its_own_answer_through_json_and_the_subprocess():
         entry = entry_at(name, {}, 0, 100, 0)
         stored = json.loads(json.dumps(to_json(entry)))
         assert from_json(stored) == entry, name
-        environment = make_environment("reasoning_gym", {"dataset": name})
+        environment = make_environment("reasoning_gym", {"dataset": name, "seconds": 60.0})
         observation, info = environment.reset(0, {"entry": stored})
         assert observation["text"].startswith(entry["question"])
         if not info["has_answer"]:
@@ -67,6 +76,14 @@ def test_every_data_set_scores_its_own_answer_through_json_and_the_subprocess():
 def test_json_keeps_tuples_and_keys(value):
     """Scorers tell (1, 2) from [1, 2] and 1 from "1"; a text that looks like a mark is no mark."""
     assert from_json(json.loads(json.dumps(to_json(value)))) == value
+
+
+def test_a_data_set_whose_package_is_missing_says_so(monkeypatch):
+    """reasoning-gym imports without the one package that has to be compiled; the data set that needs it is refused."""
+    monkeypatch.setitem(sys.modules, "pycosat", types.ModuleType("pycosat"))
+    with pytest.raises(ValueError, match="'zebra_puzzles' of reasoning-gym needs the package pycosat"):
+        entry_at("zebra_puzzles", {}, 0, 7, 0)
+    assert entry_at("basic_arithmetic", {}, 0, 7, 0)["answer"]
 
 
 def test_the_refused_data_sets_still_deserve_it():

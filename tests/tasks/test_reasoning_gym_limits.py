@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("reasoning_gym", reason="the optional package reasoning-gym is not installed")
-
-import reasoning_gym
-
 from recipe.amft.tasks.environment import make_environment
 from recipe.amft.tasks.reasoning_gym import scorer, worker
+
+reasoning_gym = pytest.importorskip("reasoning_gym", reason="the optional package reasoning-gym is not installed")
 
 
 def posed(dataset, index=0, **env_kwargs):

@@ -462,12 +462,15 @@ def test_command_line_writes_the_splits(tmp_path):
 
 
 def test_the_small_task_fits_its_own_limits(tmp_path):
-    """Prompts of configs/task/virl_small.yaml fit max_prompt_length, two attempts max_response_length, in tokens."""
+    """Prompts of configs/task/virl_small.yaml fit max_prompt_length, two attempts max_response_length, in tokens.
+
+    The model's own words keep them short: under a third of the characters, the chat template included.
+    """
     config = compose(["task=virl_small"])
     options = OmegaConf.to_container(config.amft.task.options, resolve=True)
     options |= {"train": 60}
     make(options, tmp_path)
-    tokenizer = make_tokenizer()
+    tokenizer, characters = make_tokenizer(config.amft.model.options.vocabulary), 0
     template = tokenizer.chat_template
     assert template
     lengths, answers = [], []
@@ -476,15 +479,18 @@ def test_the_small_task_fits_its_own_limits(tmp_path):
             prompt = [dict(message) for message in row["prompt"]]
             encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True)
             lengths.append(len(encoded["input_ids"]))
+            characters += len(prompt[0]["content"])
             answers.append(len(tokenizer.encode(row["target"][0]["content"])) + 1)
     assert max(lengths) <= config.data.max_prompt_length
-    feedback = len(tokenizer.encode("You failed this trial because misread observation")) + 12
+    assert 3 * sum(lengths) < characters
+    again = tokenizer.encode("user\nYou failed this trial because misread observation")
+    feedback = len(again) + 8  # and what the chat template puts around it
     assert 2 * max(answers) + feedback <= config.data.max_response_length
     assert (
         config.data.max_prompt_length + config.data.max_response_length
         <= config.actor_rollout_ref.rollout.max_model_len
     )
-    assert config.actor_rollout_ref.rollout.max_model_len <= config.amft.model.options.max_position_embeddings
+    assert config.actor_rollout_ref.rollout.max_model_len <= 512  # positions of model=tiny
 
 
 def test_city_options_are_plain_data():

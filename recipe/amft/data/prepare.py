@@ -7,7 +7,7 @@
 
 writes train.parquet, validation.parquet and test.parquet (those that the source has or that are drawn from its training
 rows) and report.json: counts, what was dropped and why, token lengths, checksums. docs/data.md explains every option.
-`general_points` and `virl` have commands of their own; their names pass the arguments on.
+`general_points`, `virl` and `humaneval` have commands of their own; their names pass the arguments on.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from recipe.amft.data.row_checks import Limits
 from recipe.amft.data.rows import SPLITS, RowOptions
 from recipe.amft.data.sources import SOURCES
 
-OTHER_COMMANDS = ("general_points", "virl")
+OTHER_COMMANDS = ("general_points", "virl", "humaneval")
 
 
 def make(options: Mapping[str, Any], folder: Path) -> None:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = f"{', '.join(SOURCES)}; general_points and virl have options of their own (NAME --help)"
+    names = f"{', '.join(SOURCES)}; general_points, virl and humaneval have options of their own (NAME --help)"
     parser = argparse.ArgumentParser(
         prog="python -m recipe.amft.data.prepare", description="Write a data set as parquet files with a report."
     )

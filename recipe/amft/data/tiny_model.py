@@ -1,8 +1,8 @@
 """A tiny Qwen2-architecture policy with its tokenizer and chat template, made locally: no download, no accelerator.
 
-The tokenizer has bytes, and the task's own phrases and numbers as whole tokens, so that a hand of General Points is
-about a dozen tokens and any other text still round-trips byte by byte. The base model may be pretrained for minutes on
-chats about arithmetic (arithmetic_chats.py), as a real base model knows arithmetic.
+The tokenizer has bytes, and one task's own phrases as whole tokens (tiny_vocabularies.py), so that a hand of General
+Points is about a dozen tokens and any other text still round-trips byte by byte. The base model may be pretrained for
+minutes on chats about arithmetic (arithmetic_chats.py), as a real base model knows arithmetic.
 """
 
 import math
@@ -15,21 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from recipe.amft.data.arithmetic_chats import Message, chats, equations, held_out_hands
-from recipe.amft.tasks.general_points.prompts import feedback
-from recipe.amft.tasks.general_points.verifier import Verdict
+from recipe.amft.data.tiny_vocabularies import VOCABULARIES
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-LARGEST_NUMBER = 100
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,13 @@ class Pretraining:
 
 
 def make(options: Mapping[str, Any], folder: Path) -> None:
-    """Write a model folder that `transformers` and vLLM load; options: those of `make_model`, and `pretraining`."""
+    """Write a model folder that `transformers` and vLLM load.
+
+    Options: those of `make_model`, `vocabulary` of `make_tokenizer`, and `pretraining` (the fields of Pretraining).
+    """
     options = dict(options)
     pretraining = Pretraining(**(options.pop("pretraining", None) or {}))
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(options.pop("vocabulary", "general_points"))
     model = make_model(tokenizer, **options)
     if pretraining.steps:
         pretrain(model, tokenizer, pretraining, seed=options.get("seed", 0))
@@ -60,36 +61,26 @@ def make(options: Mapping[str, Any], folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, plus the phrases and numbers of the task's text as whole tokens.
+def make_tokenizer(vocabulary: str = "general_points") -> PreTrainedTokenizerFast:
+    """Bytes, plus the whole tokens of a key of VOCABULARIES.
 
     The phrases are added tokens, which every tokenizer class matches before it splits: `AutoTokenizer` rebuilds the
     tokenizer of a Qwen2 model with Qwen's own splitting rule, and merges learned under another rule would be lost.
     """
+    if vocabulary not in VOCABULARIES:
+        raise ValueError(f"vocabulary={vocabulary!r} is unknown; choose from {', '.join(VOCABULARIES)}")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    base = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=base, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases()])
-    numbers = [AddedToken(str(number), single_word=True, normalized=False) for number in range(10, LARGEST_NUMBER + 1)]
-    tokenizer.add_tokens(numbers)
+    tokenizer.add_tokens(VOCABULARIES[vocabulary]())
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=4096
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-def phrases() -> list[str]:
-    """What chat turns of the compact game and of the arithmetic chats consist of, apart from numbers and signs."""
-    feedbacks = [
-        feedback(Verdict(name, 0.0, ""), "compact")
-        for name in ("wrong_value", "wrong_numbers", "illegal", "partial", "truncated")
-    ]
-    users = ["Cards: ", "Numbers: ", "Make ", "Another.", *feedbacks]
-    return ["assistant\n", *(f"user\n{text}" for text in users), " Target: ", " Make ", '{"formula": "', '"}']
 
 
 def make_model(

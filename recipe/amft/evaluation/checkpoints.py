@@ -4,9 +4,7 @@ A checkpoint's FSDP shards are merged by verl's merger into a Hugging Face folde
 deletes the checkpoint. The folder appears when it is whole, and is made anew when the shards have changed.
 """
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -178,54 +176,10 @@ def sampled_digest(path: Path) -> dict[str, Any]:
 
 
 def merge(shards: Path, huggingface: Path, target: Path, dtype: str) -> None:
-    """verl's FSDP merger (on the CPU, without a process group), with weights in `dtype`: verl's own always bfloat16."""
-    import torch
-    from torch.distributed.tensor import DTensor
-    from verl.model_merger.base_model_merger import ModelMergerConfig
-    from verl.model_merger.fsdp_model_merger import FSDPModelMerger, merge_non_dtensor_shards
+    """The shards as a Hugging Face folder `target`, with weights in `dtype`."""
+    from verl_ext.merger import merge_shards
 
-    class Merger(FSDPModelMerger):
-        def _load_and_merge_state_dicts(self, world_size, total_shards, mesh_shape, mesh_dim_names):
-            folder = Path(self.config.local_dir)
-            ranks = [
-                torch.load(
-                    folder / f"model_world_size_{world_size}_rank_{rank}.pt", map_location="cpu", weights_only=False
-                )
-                for rank in range(total_shards)
-            ]
-            merged = {}
-            for name in list(ranks[0]):
-                parts = [rank.pop(name) for rank in ranks]
-                if isinstance(parts[0], DTensor):
-                    whole = self._merge_by_placement([part._local_tensor for part in parts], parts[0].placements[-1])
-                else:
-                    whole = merge_non_dtensor_shards(name, parts)
-                merged[name] = whole.to(getattr(torch, dtype)) if whole.is_floating_point() else whole
-            self._check(merged)
-            return merged
-
-        def _check(self, merged):
-            """verl's merger would write weights of any shape."""
-            with torch.device("meta"):
-                model = self.get_transformers_auto_model_class().from_config(self.model_config)
-            tied = set(model._tied_weights_keys or ()) if self.model_config.tie_word_embeddings else set()
-            shapes = {name: tuple(tensor.shape) for name, tensor in merged.items()}
-            for name, tensor in model.state_dict().items():
-                if shapes.get(name) != tuple(tensor.shape) and not (name in tied and name not in shapes):
-                    raise ValueError(
-                        f"{shards} gives {name} the shape {shapes.get(name)}, and the model has {tuple(tensor.shape)}: "
-                        "the shards are not those of one run; copy the checkpoint again, or give another."
-                    )
-
-    config = ModelMergerConfig(
-        operation="merge",
-        backend="fsdp",
-        local_dir=str(shards),
-        hf_model_config_path=str(huggingface),
-        target_dir=str(target),
-    )
     shutil.rmtree(target, ignore_errors=True)
-    with contextlib.redirect_stdout(io.StringIO()):
-        Merger(config).merge_and_save()
+    merge_shards(shards, huggingface, target, dtype)
     written = json.loads((target / "config.json").read_text())  # names verl's dtype
     (target / "config.json").write_text(json.dumps({**written, "dtype": dtype}, indent=2))

@@ -12,6 +12,7 @@ ENVIRONMENTS = {
     "general_points": "recipe.amft.tasks.general_points.environment:GeneralPoints",
     "math": "recipe.amft.tasks.math.environment:MathProblem",
     "virl": "recipe.amft.tasks.virl.environment:Navigation",
+    "code": "recipe.amft.tasks.code.environment:CodeProblem",
     "reasoning_gym": "recipe.amft.tasks.reasoning_gym:ReasoningGym",
 }
 

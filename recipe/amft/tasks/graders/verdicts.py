@@ -15,6 +15,7 @@ Reason = Literal[
     "crashed",  # the grader raised, or its worker died twice
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
+REFUSED = ("too_long", "too_deep", "too_large")
 MAX_EXTRACTED_CHARACTERS = 200
 
 

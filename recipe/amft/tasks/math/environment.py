@@ -7,6 +7,7 @@ from typing import Any
 from recipe.amft.tasks.environment import Observation
 from recipe.amft.tasks.graders import Verdict, check_task, shared_pool
 from recipe.amft.tasks.graders.pool import DEFAULT_SECONDS
+from recipe.amft.tasks.graders.verdicts import REFUSED
 
 RESET_OPTIONS = ("prompt", "ground_truth", "target", "choices")
 
@@ -66,7 +67,11 @@ class MathProblem:
         return observation, {"ground_truth": self._ground_truth}
 
     def step(self, text: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Grades the answer; info: success, verdict (one of REASONS), extracted, num_grader_timeouts and _crashes."""
+        """Grades the answer.
+
+        info: success, verdict (one of REASONS), extracted, and num_grader_timeouts, num_grader_crashes and
+        num_refused_answers (not parsed because beyond the caps), each 0 or 1.
+        """
         self._close_episode()
         return _outcome(shared_pool().grade(text, self._ground_truth, self.grader, **self._grading()))
 
@@ -97,6 +102,7 @@ def _outcome(verdict: Verdict) -> tuple[Observation, float, bool, bool, dict[str
         "extracted": verdict.extracted,
         "num_grader_timeouts": int(verdict.reason == "timeout"),
         "num_grader_crashes": int(verdict.reason == "crashed"),
+        "num_refused_answers": int(verdict.reason in REFUSED),
     }
     end: Observation = {"text": "", "images": [], "reset_context": False}
     return end, float(verdict.correct), True, False, info

@@ -2,7 +2,10 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import json
+import sys
+import types
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +17,14 @@ REFUSED = {
     "game_of_life_halting": "its scorer accepts any text, right or wrong, when the answer is True",
     "composite": "it is a mixture of data sets; prepare each and list the files, data.train_files takes several",
 }
+COMPILED = {"zebra_puzzles": "pycosat"}  # the only data set that needs this package, which has to be compiled
 DRAWN = {"seed", "size"}  # of a data set's configuration: they say which entries there are, and belong to a row
+
+
+# reasoning-gym imports all that its data sets need at once: an empty module stands in for what is not installed.
+for _package in COMPILED.values():
+    if _package not in sys.modules and importlib.util.find_spec(_package) is None:
+        sys.modules[_package] = types.ModuleType(_package)
 
 
 def load_dataset(name: str, config: dict[str, Any], seed: int, size: int) -> Any:
@@ -31,6 +41,11 @@ def _load_dataset(name: str, config_text: str, seed: int, size: int) -> Any:
     datasets = known_datasets()
     if name in REFUSED:
         raise ValueError(f"dataset {name!r} of reasoning-gym is refused: {REFUSED[name]}")
+    if name in COMPILED and is_stand_in(COMPILED[name]):
+        raise ValueError(
+            f"dataset {name!r} of reasoning-gym needs the package {COMPILED[name]}, which is not installed: "
+            f"pip install {COMPILED[name]} (it needs a C compiler), or another data set"
+        )
     if name not in datasets:
         near = difflib.get_close_matches(name, datasets, n=5, cutoff=0.3)
         raise ValueError(f"dataset {name!r} is not one of reasoning-gym's {len(datasets)}; the nearest: {near}")
@@ -59,6 +74,11 @@ def known_datasets() -> dict[str, tuple[type, type]]:
             f"install it: pip install reasoning-gym=={VERSION}"
         ) from error
     return DATASETS
+
+
+def is_stand_in(package: str) -> bool:
+    """Whether an empty module stands in for a package that is not installed."""
+    return getattr(sys.modules.get(package), "__spec__", None) is None
 
 
 def entry_at(name: str, config: dict[str, Any], seed: int, size: int, index: int) -> Entry:

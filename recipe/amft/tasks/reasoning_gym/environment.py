@@ -66,7 +66,10 @@ class ReasoningGym:
         return _observation(self._prompt(self._entry["question"])), info
 
     def step(self, text: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Scores the answer in `text`; info: success, score, answer, problem and its reason."""
+        """Scores the answer in `text`.
+
+        info: success, score, answer, problem and its reason, and num_grader_timeouts and num_grader_crashes (0 or 1).
+        """
         if self._ended:
             raise RuntimeError("step() without an open episode: call reset() first")
         self._ended = True
@@ -81,6 +84,8 @@ class ReasoningGym:
             "answer": answer,
             "problem": score.problem,
             "reason": score.reason,
+            "num_grader_timeouts": int(score.problem == "timeout"),
+            "num_grader_crashes": int(score.problem == "crashed"),
         }
         return _observation(""), reward, success, not success, info
 

@@ -52,6 +52,12 @@ _ENDS: dict[Sound, tuple[str, ...]] = {
 }
 
 
+def syllables() -> list[str]:
+    """The parts that names are made of."""
+    parts = [*_ONSETS.values(), *_MIDDLES.values(), *_ENDS.values()]
+    return list(dict.fromkeys(part for group in parts for part in group if len(part) > 1))
+
+
 def name_set(word: str) -> NameSet:
     """The set that a word belongs to."""
     return NAME_SETS[zlib.crc32(word.lower().encode()) % len(NAME_SETS)]
