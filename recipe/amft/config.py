@@ -95,6 +95,7 @@ class LimitsConfig:
 
     rollout_seconds: float = 3600.0
     phase_seconds: float = 1800.0
+    cluster_seconds: float = 300.0  # until all nodes of a Ray cluster that the run joins are there
     poll_seconds: float = 0.5  # pause between two looks at the replay buffer
 
 

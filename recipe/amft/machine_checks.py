@@ -39,7 +39,8 @@ def check_cluster(run: Run) -> None:
     if run.shape.num_nodes > 1 and address in (None, "local"):
         raise ValueError(
             f"trainer.nnodes={run.shape.num_nodes}, but ray_kwargs.ray_init.address={address!r} starts Ray on this "
-            "machine alone; start Ray on all nodes (ray start) and set +ray_kwargs.ray_init.address=auto."
+            "machine alone; start Ray on all nodes and name the head in RAY_ADDRESS, or let launch/ do so "
+            "(docs/launch.md)."
         )
 
 
