@@ -98,9 +98,7 @@ def test_two_nodes_with_a_requeue_are_one_node_with_two_ranks(slurm, submit, unt
 
     command = [sys.executable, "-m", "recipe.amft.main", *overrides(*LONG, f"amft.run_dir={tmp_path / 'one'}")]
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, "trainer.n_gpus_per_node=2"], cwd=REPOSITORY, env=variables, check=True, timeout=500
-    )
+    subprocess.run([*command, "trainer.n_gpus_per_node=2"], cwd=REPOSITORY, env=variables, check=True, timeout=500)
     found, expected = rows(tmp_path / "run"), rows(tmp_path / "one")
     assert [row["step"] for row in found] == [row["step"] for row in expected] == [1, 2, 3, 4, 5]
     for got, wanted in zip(found, expected, strict=True):
