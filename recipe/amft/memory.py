@@ -159,7 +159,7 @@ def estimate(run: Run, architecture: Architecture, total_gib: float | None) -> M
     """The two phases of a step."""
     engine = run.config.actor_rollout_ref.actor.fsdp_config
     resident = tuple(item for item in _resident(run, architecture) if item.size)
-    training = resident + tuple(item for item in _transient(run, architecture) if item.size)
+    training = training_items(run, architecture)
     # Offloading empties the GPU between the phases, not during training.
     offloaded = {"weights": engine.param_offload, "AdamW moments": engine.optimizer_offload}
     generation = tuple(item for item in resident if not offloaded.get(item.name))
@@ -171,6 +171,11 @@ def estimate(run: Run, architecture: Architecture, total_gib: float | None) -> M
     if not run.config.actor_rollout_ref.rollout.free_cache_engine:  # without sleep mode it stays
         training = (*training, *engine_items)
     return Memory(training, generation, total_gib, cache, run.shape.sequence_length)
+
+
+def training_items(run: Run, architecture: Architecture) -> tuple[Item, ...]:
+    """What the actor's own tensors take at the peak of a training step."""
+    return tuple(item for item in (*_resident(run, architecture), *_transient(run, architecture)) if item.size)
 
 
 def _rollout_engine(run: Run, architecture: Architecture, total_gib: float | None) -> tuple[Cache, tuple[Item, ...]]:

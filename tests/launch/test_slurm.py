@@ -13,7 +13,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = runpy.run_path(str(REPOSITORY / "tests" / "e2e" / "conftest.py"))["SMALL"]
-LONG = ["trainer.total_training_steps=4", "trainer.save_freq=1", "amft.utility.every=2"]
+LONG = [
+    "+amft.task.options.env_id=parity:Parity",
+    "trainer.total_training_steps=4",
+    "trainer.save_freq=1",
+    "amft.utility.every=2",
+]
+IMPORTABLE = os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)])
 SAME = ("controller/mu", "controller/entropy", "sft/loss", "rl/loss", "rl/reward", "actor/grad_norm", "meta/dot")
 
 
@@ -42,6 +48,7 @@ def submit(slurm, tmp_path):
         "AMFT_LOGS": str(tmp_path),
         "AMFT_OBJECT_STORE_BYTES": str(2**28),
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": IMPORTABLE,
     }
 
     def start(overrides: list[str], *options: str) -> str:
@@ -97,10 +104,11 @@ def test_two_nodes_with_a_requeue_are_one_node_with_two_ranks(slurm, submit, unt
     assert not (tmp_path / f"slurm-{number}").exists()  # token and logs are gone
 
     command = [sys.executable, "-m", "recipe.amft.main", *overrides(*LONG, f"amft.run_dir={tmp_path / 'one'}")]
-    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "PYTHONPATH": IMPORTABLE, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "trainer.n_gpus_per_node=2"], cwd=REPOSITORY, env=variables, check=True, timeout=500)
     found, expected = rows(tmp_path / "run"), rows(tmp_path / "one")
     assert [row["step"] for row in found] == [row["step"] for row in expected] == [1, 2, 3, 4, 5]
+    assert any(0 < row.get("rl/reward", 0) < 1 for row in found)  # there was something to reinforce
     for got, wanted in zip(found, expected, strict=True):
         for name in (name for name in SAME if name in wanted):
             assert got[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-6), (name, got["step"])
