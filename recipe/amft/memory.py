@@ -246,7 +246,8 @@ def _transient(run: Run, architecture: Architecture) -> list[Item]:
         Item("gradient set aside", shard * (needs.rollouts and needs.demonstrations), "one more shard", more_ranks),
         _gathered_layers(run, architecture),
         _activations(run, architecture),
-        _logits(run, architecture),
+        # The backward pass begins with the one and goes on with the other, when the logits are gone.
+        max(_logits(run, architecture), _layer_gradients(run, architecture), key=lambda item: item.size),
     ]
     if engine.use_no_sync_for_gradient_accumulation:
         knob = f"{ACTOR}.fsdp_config.use_no_sync_for_gradient_accumulation=false"
@@ -278,14 +279,27 @@ def _activations(run: Run, architecture: Architecture) -> Item:
 def _logits(run: Run, architecture: Architecture) -> Item:
     """Logits, and the larger of their gradient and what the entropy takes: softmax and product in fp32, 8 V per token.
 
-    Chunked and checkpointed (both) the entropy takes that of one chunk, whose logits are copied to fp32 too.
+    Chunked and checkpointed (both) the entropy takes that of one chunk, whose logits are copied to fp32 too. On padded
+    sequences verl copies the logits without their padding, both have a gradient, and nothing is chunked.
     """
     engine, tokens = run.config.actor_rollout_ref.actor.fsdp_config, micro_batch_tokens(run)
+    if not run.config.actor_rollout_ref.model.use_remove_padding:
+        softmax = 0 if engine.entropy_checkpointing else 4
+        size = architecture.vocab_size * tokens * (4 * element_bytes(run) + softmax)
+        formula = "4 N V b, padded" + (f" + {softmax} N V" if softmax else "")
+        return Item("logits and entropy", size, formula, _token_knob(run))
     chunked = engine.entropy_from_logits_with_chunking and engine.entropy_checkpointing
     entropy = 12 * min(tokens, engine.entropy_from_logits_chunk_size) if chunked else 8 * tokens
     size = architecture.vocab_size * (tokens * element_bytes(run) + max(tokens * element_bytes(run), entropy))
     formula = f"N V b + max(N V b, {'12 V chunk' if chunked else '8 N V'})"
     return Item("logits and entropy", size, formula, _token_knob(run))
+
+
+def _layer_gradients(run: Run, architecture: Architecture) -> Item:
+    """Beyond the activations of a layer, its backward pass holds 2 f + 2 h gradients per token at most."""
+    elements = 2 * architecture.intermediate_size + 2 * architecture.hidden_size
+    size = micro_batch_tokens(run) * elements * element_bytes(run)
+    return Item("gradients in a layer", size, "N b (2h + 2f)", _token_knob(run))
 
 
 def micro_batch_tokens(run: Run) -> int:
