@@ -54,6 +54,12 @@ if [ "$role" = worker ]; then
     until (exec 3<>"/dev/tcp/${address%:*}/${address##*:}") 2>/dev/null; do sleep 0.5; done
 fi
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # the default of 30 s is longer than a scheduler waits before it kills
-"$python" -m ray.scripts.scripts start "${options[@]}" &
-ray=$!
-wait "$ray"
+# Ray gives up when a node is not up after 30 s, which a slow file system or a busy machine may need: once more, twice.
+for attempt in 1 2 3; do
+    started=$SECONDS status=0
+    "$python" -m ray.scripts.scripts start "${options[@]}" &
+    ray=$!
+    wait "$ray" || status=$?
+    if [ $attempt = 3 ] || [ $((SECONDS - started)) -gt 90 ]; then exit "$status"; fi
+    echo "Ray ended with status $status after $((SECONDS - started)) s: once more"
+done
