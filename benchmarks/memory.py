@@ -3,11 +3,12 @@
     python -m benchmarks.memory [--cases weights activations ...]
 
 Each case builds the actor worker of a run (verl's engine, FSDP2 on gloo, fp32) with one or two ranks, takes three AMFT
-steps, and reads the peak of the resident memory during the third (Linux: VmHWM) above that before the worker was
-built. Exits with status 1 when a prediction is not within 25 % of what was measured.
+steps, and reads the peak of the resident memory during the third (Linux: VmHWM) above that of the worker as it was
+built, without its weights. Exits with status 1 when a prediction is not within 25 % of what was measured.
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -132,9 +133,12 @@ def measure(case: Case, rank: int, folder: Path) -> dict[str, float]:
     run = Run(config, settings, Shape.from_config(config), everything_asked(make_method(settings), settings))
     architecture = read_architecture(settings, str(folder / "model"))
     join(rank, case.num_ranks, folder)
-    make_batches(case, 2, architecture.vocab_size)  # imports, before the baseline
-    baseline = memory("VmRSS")
+    from verl_ext.gradient_worker import local_shard  # imports verl, which `compose` has prepared for
+
     worker = make_worker(config)
+    gc.collect()
+    weights = sum(shard.nbytes for shard in map(local_shard, worker.parameters()))
+    baseline = memory("VmRSS") - weights  # the process with all that it has imported
     worker.configure(*losses(), settings.controller.meta)
     for step in range(3):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
