@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from recipe.amft.hardware import recognise
 from recipe.amft.machine_checks import hardware_of
 from recipe.amft.main import compose
-from recipe.amft.memory import GIB, Architecture, Memory, estimate, total
+from recipe.amft.memory import GIB, Architecture, Memory, estimate, total, training_items
 from recipe.amft.methods import make_method
 from recipe.amft.plan import count, num_due, shares_of
 from recipe.amft.preflight import Run, everything_asked, preflight, read_settings
@@ -129,6 +129,23 @@ def test_an_entropy_that_is_kept_outweighs_the_logits():
     run = run_of("experiment=math_amft", "actor_rollout_ref.actor.fsdp_config.entropy_checkpointing=false")
     sizes = {item.name: item.size for item in estimate(run, architecture_of(run), 79).training}
     assert sizes["logits and entropy"] == 36864 * 152064 * (2 + 4 + 4)
+
+
+def test_what_the_backward_pass_begins_with():
+    """Padded logits are copied: 4 N V b, and the softmax of an entropy that is kept; a small vocabulary gives way to
+    the gradients within a layer."""
+
+    def training(vocab_size: int, *overrides: str) -> dict[str, float]:
+        run = run_of("experiment=math_amft", "actor_rollout_ref.model.use_remove_padding=false", *overrides)
+        architecture = dataclasses.replace(architecture_of(run), vocab_size=vocab_size)
+        return {item.name: item.size for item in training_items(run, architecture)}
+
+    tokens, kept = 36864, "actor_rollout_ref.actor.fsdp_config.entropy_checkpointing=false"
+    assert training(152064)["logits and entropy"] == tokens * 152064 * 4 * 2
+    assert training(152064, kept)["logits and entropy"] == tokens * 152064 * (4 * 2 + 4)
+    small = training(1000)
+    assert small["gradients in a layer"] == tokens * 2 * (2 * 18944 + 2 * 3584)
+    assert "logits and entropy" not in small
 
 
 def test_what_a_method_holds():
