@@ -8,7 +8,7 @@
 # Environment, all of it optional:
 #     AMFT_PYTHON     the Python whose Ray is started (.venv/bin/python)
 #     AMFT_RAY_TEMP   folder of Ray's session on this node, deleted at the end (amft-ray-UID in TMPDIR or /tmp)
-#     AMFT_RAY_LOGS   shared folder; when it holds a file named `failed` at the end, the node's logs are copied into it
+#     AMFT_RAY_LOGS   shared folder; the node's logs are copied into it when Ray failed, or it holds a file `failed`
 #     AMFT_INTERFACE  network interface that the nodes talk over (that of the first address of the host)
 #     AMFT_CPUS, AMFT_GPUS  slots that the node offers (what Ray finds); a node without GPUs offers one GPU slot per rank
 #     AMFT_OBJECT_STORE_BYTES  size of Ray's shared memory on this node (30 % of its memory)
@@ -39,12 +39,17 @@ case $role in
 esac
 
 leave() {
+    status=$?
+    set +e
     trap '' TERM INT
-    if [ -n "${ray:-}" ]; then kill -TERM "$ray" 2>/dev/null; wait "$ray"; fi
-    if [ -n "${AMFT_RAY_LOGS:-}" ] && [ -e "$AMFT_RAY_LOGS/failed" ]; then
+    if [ -n "${ray:-}" ]; then
+        kill -TERM "$ray" 2>/dev/null
+        wait "$ray" 2>/dev/null
+    fi
+    if [ -n "${AMFT_RAY_LOGS:-}" ] && { [ $status -ne 0 ] || [ -e "$AMFT_RAY_LOGS/failed" ]; }; then
         cp -rL "$temp/session_latest/logs" "$AMFT_RAY_LOGS/$(hostname)" 2>/dev/null
     fi
-    rm -rf "$temp"
+    rm -rf "$temp" "$temp.out"
 }
 trap leave EXIT
 trap 'exit 0' TERM INT
@@ -55,11 +60,13 @@ if [ "$role" = worker ]; then
 fi
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # the default of 30 s is longer than a scheduler waits before it kills
 # Ray gives up when a node is not up after 30 s, which a slow file system or a busy machine may need: once more, twice.
+# A node that was up and ended stays away, so that whoever watches this process sees it.
 for attempt in 1 2 3; do
-    started=$SECONDS status=0
-    "$python" -m ray.scripts.scripts start "${options[@]}" &
+    status=0
+    "$python" -m ray.scripts.scripts start "${options[@]}" >"$temp.out" 2>&1 &
     ray=$!
     wait "$ray" || status=$?
-    if [ $attempt = 3 ] || [ $((SECONDS - started)) -gt 90 ]; then exit "$status"; fi
-    echo "Ray ended with status $status after $((SECONDS - started)) s: once more"
+    cat "$temp.out"
+    if [ $attempt = 3 ] || grep -q "Ray runtime started" "$temp.out"; then exit "$status"; fi
+    echo "Ray did not come up on $(hostname) (status $status): once more"
 done

@@ -195,11 +195,14 @@ class SlurmCluster:
         return self.job(number)
 
     def left(self, seconds: float = 20) -> list[str]:
-        """Command lines on the nodes that are still there after `seconds` and are not Slurm's own."""
+        """What jobs left on the nodes after `seconds`: command lines that are not Slurm's own, and Ray's folders."""
         deadline = time.monotonic() + seconds
         while (found := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.5)
-        return [" ".join(process.cmdline()[:4]) for process in found if process.is_running()]
+        folders = (Path(f"/proc/{init.pid}/root{self.base}/tmp") for init in self.nodes.values())
+        return [" ".join(process.cmdline()[:4]) for process in found if process.is_running()] + [
+            str(path) for folder in folders for path in folder.glob("amft-ray*")
+        ]
 
     def processes(self) -> list[psutil.Process]:
         """Living processes of the nodes, without process 1 and Slurm's daemons."""
