@@ -6,12 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from recipe.amft.hardware import recognise
+from recipe.amft.machine_checks import hardware_of
 from recipe.amft.main import compose
-from recipe.amft.memory import GIB, Architecture, Memory, estimate, total
+from recipe.amft.memory import GIB, Architecture, Memory, estimate, total, training_items
 from recipe.amft.methods import make_method
-from recipe.amft.plan import count, num_due
+from recipe.amft.plan import count, num_due, shares_of
 from recipe.amft.preflight import Run, everything_asked, preflight, read_settings
 from recipe.amft.shape import Shape
+from recipe.amft.speed import Speed, estimate_speed
 
 SIZES = {
     "vocab_size": 97,
@@ -97,8 +100,14 @@ def test_the_papers_memory_by_hand():
     assert sizes["activations"] == tokens * 2 * (28 * 3584 + 6 * 3584 + 3 * 3584 + 4 * 512 + 4 * 18944)
     assert sizes["logits and entropy"] == 2 * tokens * 152064 * 2
     generation = {item.name: item.size for item in memory.generation}
-    assert generation["vLLM"] == 39.5 * GIB
-    assert total(memory.generation) == pytest.approx(3 * shard + 3 * GIB + 39.5 * GIB)
+    assert generation["vLLM weights"] == QWEN_7B * 2
+    cache = 39.5 * GIB - QWEN_7B * 2 - 8192 * (4 * 3584 + 2 * 18944) * 2 - 256 * 152064 * 8
+    assert generation["KV cache"] == memory.cache.size == pytest.approx(cache)
+    # Weights, moments and the tangent stay on the GPU while vLLM generates with its half of it.
+    assert total(memory.generation) == pytest.approx(4 * shard + 3 * GIB + 39.5 * GIB)
+    per_token = 2 * 28 * 512 * 2  # keys and values of 28 layers, 4 heads of 128, bf16
+    assert memory.cache.bytes_per_token == per_token
+    assert memory.cache.sequences(9216) == pytest.approx(cache / (9216 * per_token))
     memory.check()
 
 
@@ -120,6 +129,23 @@ def test_an_entropy_that_is_kept_outweighs_the_logits():
     run = run_of("experiment=math_amft", "actor_rollout_ref.actor.fsdp_config.entropy_checkpointing=false")
     sizes = {item.name: item.size for item in estimate(run, architecture_of(run), 79).training}
     assert sizes["logits and entropy"] == 36864 * 152064 * (2 + 4 + 4)
+
+
+def test_what_the_backward_pass_begins_with():
+    """Padded logits are copied: 4 N V b, and the softmax of an entropy that is kept; a small vocabulary gives way to
+    the gradients within a layer."""
+
+    def training(vocab_size: int, *overrides: str) -> dict[str, float]:
+        run = run_of("experiment=math_amft", "actor_rollout_ref.model.use_remove_padding=false", *overrides)
+        architecture = dataclasses.replace(architecture_of(run), vocab_size=vocab_size)
+        return {item.name: item.size for item in training_items(run, architecture)}
+
+    tokens, kept = 36864, "actor_rollout_ref.actor.fsdp_config.entropy_checkpointing=false"
+    assert training(152064)["logits and entropy"] == tokens * 152064 * 4 * 2
+    assert training(152064, kept)["logits and entropy"] == tokens * 152064 * (4 * 2 + 4)
+    small = training(1000)
+    assert small["gradients in a layer"] == tokens * 2 * (2 * 18944 + 2 * 3584)
+    assert "logits and entropy" not in small
 
 
 def test_what_a_method_holds():
@@ -157,6 +183,89 @@ def test_what_does_not_fit_names_the_knob(override, knob):
         estimate(run, architecture_of(run), total_gib=79).check()
     assert knob in str(error.value)
     assert "79" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size"),
+    [
+        (["actor_rollout_ref.rollout.gpu_memory_utilization=0.19"], "0.0 GiB"),  # less than the weights take
+        (["actor_rollout_ref.rollout.gpu_memory_utilization=0.2", "data.max_response_length=30000"], "0.5 GiB"),
+    ],
+)
+def test_a_cache_that_holds_no_sequence_is_refused(overrides, size):
+    """vLLM would refuse to start; here it is said before anything is loaded, with the keys that help."""
+    lengths = [
+        "actor_rollout_ref.rollout.max_model_len=40000",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=40000",
+    ]
+    run = run_of("experiment=math_amft", *lengths, *overrides)
+    with pytest.raises(ValueError, match=f"{size} per GPU for keys and values") as error:
+        estimate(run, architecture_of(run), total_gib=79).check()
+    assert "tensor_model_parallel_size" in str(error.value)
+
+
+def time_of(*overrides: str) -> Speed:
+    """The estimate for the paper's run with `overrides`, 500 training steps and 100 validation rows."""
+    run = run_of("experiment=math_amft", *overrides)
+    counts = count(run, make_method(run.settings), 500, num_validation_rows=100)
+    memory = estimate(run, architecture_of(run), 79)
+    return estimate_speed(run, architecture_of(run), memory.cache, hardware_of(run), shares_of(run, counts), 100)
+
+
+def test_the_papers_step_by_hand():
+    """64 A100: 16 rollouts of 9,216 tokens a GPU, 8 P + attention per token with checkpointing, at 0.35 of the peak."""
+    speed = time_of()
+    seconds = {part.name: part.seconds for part in speed.step}
+    compute = 312e12 * 0.35
+    forward = 16 * 9216 * (2 * QWEN_7B + 28 * 2 * 3584 * 9216) / compute
+    assert seconds["old log-probabilities"] == pytest.approx(forward)
+    assert seconds["rollouts, backward"] == pytest.approx(4 * forward)
+    assert seconds["demonstrations, backward"] == pytest.approx(4 * forward / 8)
+    assert seconds["meta-update, backward"] == pytest.approx(4 * forward * 24 / 500)  # 24 of 500 steps
+    read = QWEN_7B * 2 + 16 * (1024 + 4096) * 2 * 28 * 512 * 2  # weights, keys and values of half of the response
+    prompts = 16 * 1024 * (2 * QWEN_7B + 28 * 2 * 3584 * 1024) / compute
+    assert seconds["generation"] == pytest.approx(8192 * read / (2039e9 * 0.6) + prompts)
+    assert seconds["weight sync"] == pytest.approx(QWEN_7B * 2 / 200e9)  # eight cards of 25 GB/s
+    assert not {"critic", "reference log-probabilities"} & set(seconds)
+    whole = (50 * speed.warm_up + 500 * speed.step_seconds + 12 * speed.validation) / 3600
+    assert speed.hours(50, 500, 12) == pytest.approx(whole)
+
+
+def test_time_follows_the_keys():
+    """Twice the peak halves arithmetic; half the length shortens; a small cache makes waves; a slow network bounds."""
+    base = {part.name: part for part in time_of().step}
+
+    def seconds(name: str, *overrides: str) -> float:
+        return next(part.seconds for part in time_of(*overrides).step if part.name == name)
+
+    assert seconds("rollouts, backward", "amft.plan.peak_tflops=624") == base["rollouts, backward"].seconds / 2
+    assert seconds("generation", "amft.plan.response_share=0.5") < base["generation"].seconds / 2
+    crowded = "actor_rollout_ref.rollout.max_num_seqs=4"
+    assert seconds("generation", crowded) > 3 * base["generation"].seconds
+    assert "4.0 waves" in next(part.bound for part in time_of(crowded).step if part.name == "generation")
+    slow = time_of("amft.plan.network_gbytes=0.1").step
+    assert next(part.bound for part in slow if part.name == "rollouts, backward") == "network"
+
+
+def test_a_method_pays_for_what_it_does():
+    """SFT generates nothing; PPO pays for the critic; GRPO learns from no demonstration after the warm-up."""
+    names = {name: {part.name for part in time_of(f"method={name}").step} for name in ("sft", "ppo", "grpo")}
+    assert names["sft"] == {"demonstrations, backward", "optimiser"}
+    assert "critic" in names["ppo"]
+    assert "demonstrations, backward" not in names["grpo"]
+
+
+def test_hardware_is_named_or_given_in_full():
+    """A key of the table, with single numbers replaced; on a machine without GPU nothing, or all three numbers."""
+    name, gpu = hardware_of(run_of("experiment=math_amft", "amft.plan.gpu=h100", "amft.plan.link_gbytes=1"))
+    assert ("h100" in name, gpu.peak_tflops, gpu.link_gbytes) == (True, 989, 1)
+    assert hardware_of(run_of("amft.plan.peak_tflops=1")) is None
+    given = ["amft.plan.peak_tflops=0.1", "amft.plan.memory_gbytes=20", "amft.plan.link_gbytes=10"]
+    assert hardware_of(run_of(*given))[1].memory_gbytes == 20
+    with pytest.raises(ValueError, match=r"plan.gpu='h1000' is not known; choose one of .*h200"):
+        run_of("amft.plan.gpu=h1000")
+    assert recognise("NVIDIA H200 NVL") == "h200"
+    assert recognise("Tesla T4") is None
 
 
 def test_unknown_memory_refuses_nothing():
@@ -233,7 +342,18 @@ def test_the_report_of_the_papers_run():
     """A dry run needs neither data nor GPU nor download: it prints the plan and what a run would be refused for."""
     _, _, plan = preflight(compose(["experiment=math_amft", "dry_run=true"]))
     report = plan.report()
-    for text in ("7.616 B", "550", "512,000", "24", "logits and entropy", "data.train_files", "of 79"):
+    for text in (
+        "GPU hours",
+        "8 x 8 a100-80gb",
+        "sequences of full length at a time",
+        "7.616 B",
+        "550",
+        "512,000",
+        "24",
+        "logits and entropy",
+        "data.train_files",
+        "of 79",
+    ):
         assert text in report
     assert any("does not exist" in finding for finding in plan.findings)
 

@@ -131,7 +131,7 @@ REFUSED = [
     ({f"{ACTOR}.ppo_max_token_len_per_gpu": 100}, ["ppo_max_token_len_per_gpu=100", "128", "at least"]),
     ({f"{ROLLOUT}.max_model_len": 4096}, ["max_position_embeddings=512", "max_model_len=4096", "longer context"]),
     ({"trainer.device": "cuda"}, ["'cuda'", "no GPU", "hardware=cpu"]),
-    ({"trainer.nnodes": 2}, ["trainer.nnodes=2", "address=None", "+ray_kwargs.ray_init.address=auto"]),
+    ({"trainer.nnodes": 2}, ["trainer.nnodes=2", "address=None", "RAY_ADDRESS"]),
     ({f"{MODEL}.override_config.attn_implementation": "flash_attention_2"}, ["flash-attn", "hardware=gpu_sdpa"]),
     ({f"{MODEL}.path": "/no/such/model"}, ["/no/such/model", "does not exist", "model folder"]),
     ({f"{MODEL}.path": "meta-llama/Llama-3.2-11B-Vision"}, ["mllama", "Qwen2.5-VL", "Qwen3-VL"]),

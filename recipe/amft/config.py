@@ -18,6 +18,7 @@ from recipe.amft.algorithm.controller import ControllerConfig
 from recipe.amft.algorithm.mixture import MixtureConfig
 from recipe.amft.algorithm.schedules import ScheduleConfig
 from recipe.amft.algorithm.token_losses import DEMONSTRATION_LOSSES, LossSpec
+from recipe.amft.hardware import PlanConfig
 
 
 def require_at_least(name: str, value: int, low: int, fix: str) -> None:
@@ -95,6 +96,7 @@ class LimitsConfig:
 
     rollout_seconds: float = 3600.0
     phase_seconds: float = 1800.0
+    cluster_seconds: float = 300.0  # until all nodes of a Ray cluster that the run joins are there
     poll_seconds: float = 0.5  # pause between two looks at the replay buffer
 
 
@@ -106,7 +108,9 @@ class AMFTConfig:
     overwrite: bool = False  # allow a finished run folder to be written again
     keep_checkpoints: int | None = 2  # None keeps all
     cache_dir: str = "runs/cache"  # where generated data sets and tiny models are kept
-    gpu_memory_gib: float | None = None  # of one GPU, for the plan; None: that of this machine's first GPU
+    gpu_memory_gib: float | None = (
+        None  # of one GPU, for the plan; None: plan.gpu's, or that of this machine's first GPU
+    )
     rollout_seed: int | None = 0  # seeds every generation; None: the engine's own randomness
     task: dict[str, Any] = field(default_factory=dict)  # how to prepare the data when data.train_files do not exist
     model: dict[str, Any] = field(default_factory=dict)  # how to make the model when model.path does not exist
@@ -117,6 +121,7 @@ class AMFTConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
         if self.keep_checkpoints is not None:

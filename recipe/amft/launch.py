@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable
 
 import psutil
+import ray
 from omegaconf import OmegaConf, open_dict
 
 from recipe.amft.config import AMFTConfig
 from recipe.amft.process import process_variables
 from recipe.amft.run_folder import RunFolder
+from recipe.amft.shape import Shape
 from verl_ext.session import ray_session
 from verl_ext.watchdog import Watchdog
 
@@ -39,16 +41,45 @@ def train(config, settings: AMFTConfig, folder: RunFolder, body: Callable | None
     with open_dict(config):
         config.transfer_queue.enable = True
     OmegaConf.resolve(config)
-    folder.say(f"run folder {folder.path}; starting Ray and the workers")
+    cluster = joined_cluster(config)
+    ray_is = f"joining Ray at {cluster}, then" if cluster else "starting Ray and"
+    folder.say(f"run folder {folder.path}; {ray_is} the workers")
     signal.signal(signal.SIGTERM, stop)
     try:
         with folder.quiet_console(), ray_session(config, variables, folder.logs):
+            if cluster:
+                wait_for_nodes(Shape.from_config(config), settings.limits.cluster_seconds)
             fit(config, settings, folder, started, body)
     except BaseException as error:
-        folder.say(f"failed ({type(error).__name__}); the workers' logs are in {folder.logs}")
+        where = "Ray's session folder on each node" if cluster else folder.logs
+        folder.say(f"failed ({type(error).__name__}); the workers' logs are in {where}")
         raise
     folder.finish()
     folder.say(f"finished in {time.time() - started:.0f} s: {folder.path}")
+
+
+def joined_cluster(config) -> str | None:
+    """The address of the Ray cluster that the run joins; None when it starts its own."""
+    address = config.ray_kwargs.ray_init.get("address")
+    return None if address in (None, "local") else address
+
+
+def wait_for_nodes(shape: Shape, limit_seconds: float) -> None:
+    """Return when the cluster has the nodes that the run needs; exit with what it has instead after the limit."""
+    deadline = time.monotonic() + limit_seconds
+    while True:
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        slots = sorted((node["NodeManagerHostname"], int(node["Resources"].get("GPU", 0))) for node in alive)
+        if sum(found >= shape.gpus_per_node for _, found in slots) >= shape.num_nodes:
+            return
+        if time.monotonic() > deadline:
+            there = ", ".join(f"{name} with {found}" for name, found in slots)
+            sys.exit(
+                f"error: trainer.nnodes={shape.num_nodes} x trainer.n_gpus_per_node={shape.gpus_per_node} needs "
+                f"{shape.num_nodes} Ray nodes with {shape.gpus_per_node} GPU slots each; after {limit_seconds:.0f} s "
+                f"(amft.limits.cluster_seconds) the cluster has {there}. Start Ray on the others, or ask for less."
+            )
+        time.sleep(1)
 
 
 def stop(number: int, frame) -> None:

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from recipe.amft.config_checks import MODEL, ROLLOUT, Run
+from recipe.amft.hardware import GPU, GPUS, recognise
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -39,7 +42,8 @@ def check_cluster(run: Run) -> None:
     if run.shape.num_nodes > 1 and address in (None, "local"):
         raise ValueError(
             f"trainer.nnodes={run.shape.num_nodes}, but ray_kwargs.ray_init.address={address!r} starts Ray on this "
-            "machine alone; start Ray on all nodes (ray start) and set +ray_kwargs.ray_init.address=auto."
+            "machine alone; start Ray on all nodes and name the head in RAY_ADDRESS, or let launch/ do so "
+            "(docs/launch.md)."
         )
 
 
@@ -109,11 +113,35 @@ def _no_mllama(path: str) -> ValueError:
 
 
 def gpu_memory_gib(run: Run) -> float | None:
-    """`amft.gpu_memory_gib`, else that of this machine's GPU; None on CPU and where it cannot be known."""
+    """`amft.gpu_memory_gib`, else that of `amft.plan.gpu` or this machine's GPU; None on CPU, or when unknown."""
     if run.config.trainer.device == "cpu":
         return None
     if run.settings.gpu_memory_gib is not None:
         return run.settings.gpu_memory_gib
+    if run.settings.plan.gpu is not None:
+        return GPUS[run.settings.plan.gpu].memory_gib
     import torch
 
     return torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
+
+
+def hardware_of(run: Run) -> tuple[str, GPU] | None:
+    """What to call the GPU that the plan is for, and its numbers: the table's, with those of `amft.plan` on top.
+
+    None where neither says: an unknown machine, and any CPU without all of the numbers.
+    """
+    plan, name = run.settings.plan, run.settings.plan.gpu
+    if name is None and run.config.trainer.device != "cpu":
+        import torch
+
+        name = recognise(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+    given = {key: getattr(plan, key) for key in ("peak_tflops", "memory_gbytes", "link_gbytes")}
+    given = {key: value for key, value in given.items() if value is not None}
+    if name is not None:
+        gpu = replace(GPUS[name], **given)
+    elif len(given) == 3:
+        gpu = GPU(memory_gib=math.nan, **given)
+    else:
+        return None
+    nodes = f"{run.shape.num_nodes} x {run.shape.gpus_per_node}"
+    return f"{nodes} {name or 'GPUs as given'} ({gpu.peak_tflops:g} TFLOP/s, {gpu.memory_gbytes:g} GB/s)", gpu

@@ -6,6 +6,7 @@ from recipe.amft.config_checks import Run
 from recipe.amft.memory import GIB, Architecture, Item, Memory, total
 from recipe.amft.methods import Method, StepPlan
 from recipe.amft.needs import union
+from recipe.amft.speed import Speed
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,16 @@ def _demonstrations(run: Run, plan: StepPlan) -> int:
     return in_step + plan.rehearsal * run.shape.train_batch_size
 
 
+def shares_of(run: Run, counts: Counts) -> dict[str, float]:
+    """Per training step: waves of rollouts, batches of `amft.demonstrations.batch_size`, and meta-updates."""
+    steps, batch = max(1, counts.training_steps), run.settings.demonstrations.batch_size
+    return {
+        "rollouts": counts.rollouts / run.shape.rollouts_per_step / steps,
+        "demonstrations": (counts.demonstrations / batch - counts.warm_up_steps) / steps,
+        "utility": counts.meta_updates / steps,
+    }
+
+
 def num_due(every: int, num_steps: int) -> int:
     """How often something is due every `every` steps and at the end; never when `every` is not positive."""
     return 0 if every <= 0 else num_steps // every + (num_steps % every != 0)
@@ -98,6 +109,7 @@ class Plan:
         run: what it was made from.
         counts: None when the number of steps is not known.
         architecture, memory: None when the model is not known.
+        speed: None when the model, the number of steps or the hardware is not known.
         findings: what a real run would refuse.
     """
 
@@ -105,11 +117,12 @@ class Plan:
     counts: Counts | None
     architecture: Architecture | None
     memory: Memory | None
+    speed: Speed | None = None
     findings: tuple[str, ...] = ()
 
     def report(self) -> str:
         """A readable table."""
-        sections = [self._head(), self._counts(), self._memory(), self._findings()]
+        sections = [self._head(), self._counts(), self._memory(), self._time(), self._findings()]
         return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
     def _head(self) -> list[str]:
@@ -160,6 +173,33 @@ class Plan:
             lines.append(_row(phase, f"{total(items) / GIB:7.2f}{limit}"))
             lines += [_item(item) for item in items]
         return lines
+
+    def _time(self) -> list[str]:
+        speed, counts = self.speed, self.counts
+        if speed is None or counts is None:
+            return [
+                "Time: not estimated (needs the model, the number of steps, and amft.plan.gpu where that GPU is not)"
+            ]
+        plan = self.run.settings.plan
+        hours = speed.hours(counts.warm_up_steps, counts.training_steps, counts.validations)
+        ranks = self.run.shape.num_ranks
+        lines = [
+            f"Time on {speed.machine}, estimated (formulas: recipe/amft/speed.py; numbers: amft.plan)",
+            _row(
+                "assumed",
+                f"MFU {plan.training_mfu:g}, decoding at {plan.decode_efficiency:g} of the memory's bandwidth, "
+                f"responses {plan.response_share:g} of the longest, {plan.network_gbytes:g} GB/s per GPU between nodes",
+            ),
+            _row("warm-up step", f"{speed.warm_up:9.1f} s"),
+            _row("training step", f"{speed.step_seconds:9.1f} s"),
+            *(f"    {part.name:<26}{part.seconds:7.1f}  {part.bound}" for part in speed.step),
+        ]
+        validation = "unknown: no data" if speed.validation is None else f"{speed.validation:9.1f} s"
+        return [
+            *lines,
+            _row("validation", validation),
+            _row("whole run", f"{hours:9.1f} h, {hours * ranks:,.0f} GPU hours"),
+        ]
 
     def _findings(self) -> list[str]:
         return ["A run would be refused now:", *(f"  - {text}" for text in self.findings)] if self.findings else []

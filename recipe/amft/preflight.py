@@ -18,14 +18,22 @@ from omegaconf.errors import OmegaConfBaseException
 from recipe.amft.config import AMFTConfig, from_mapping
 from recipe.amft.config_checks import CONFIGURATION_CHECKS, Run, check_supported
 from recipe.amft.data.files import Split, check_splits
-from recipe.amft.machine_checks import check_attention, check_cluster, check_device, check_model, gpu_memory_gib
+from recipe.amft.machine_checks import (
+    check_attention,
+    check_cluster,
+    check_device,
+    check_model,
+    gpu_memory_gib,
+    hardware_of,
+)
 from recipe.amft.memory import Memory, estimate, read_architecture
 from recipe.amft.methods import Method, make_method
 from recipe.amft.needs import everything_asked, union
-from recipe.amft.plan import Plan, count
+from recipe.amft.plan import Plan, count, shares_of
 from recipe.amft.prepare import make_once
 from recipe.amft.run_folder import RunFolder
 from recipe.amft.shape import Shape, training_steps
+from recipe.amft.speed import estimate_speed
 from verl_ext.versions import check_versions
 
 MACHINE_CHECKS = (check_device, check_cluster, check_attention, check_model)
@@ -168,11 +176,16 @@ def make_plan(run: Run, method: Method, findings: Findings) -> Plan:
         check_length(run, method, num_steps)
         counts = count(run, method, num_steps, rows.get("validation"))
     architecture = findings.attempt(read_architecture, run.settings, run.config.actor_rollout_ref.model.path)
-    memory = None
+    memory = speed = None
     if architecture is not None:
         memory = estimate(run, architecture, gpu_memory_gib(run))
         findings.attempt(Memory.check, memory)
-    return Plan(run, counts, architecture, memory, tuple(findings.texts))
+        hardware = hardware_of(run)
+        if counts is not None and hardware is not None:
+            speed = estimate_speed(
+                run, architecture, memory.cache, hardware, shares_of(run, counts), rows.get("validation")
+            )
+    return Plan(run, counts, architecture, memory, speed, tuple(findings.texts))
 
 
 def check_length(run: Run, method: Method, num_steps: int) -> None:
