@@ -142,7 +142,7 @@ def _cell(
     asked: tuple[str, Sequence[str]],
     is_figure: bool,
 ) -> Cell:
-    """At a scale, a row's own entry is laid over the row (null removes a key), and a column's replaces all but domain."""
+    """A row's entry for a scale is laid over the row (null removes a key), a column's replaces all but its domain."""
     row_values = _without_scales(row_values) | row_values.get(scale, {})
     own = column_values.get(scale)
     column_values = _without_scales(column_values if own is None else {"domain": column_values.get("domain"), **own})
@@ -182,7 +182,7 @@ def _points(params: Mapping[str, Any], extra: Sequence[str], seeds: str) -> Iter
 
 @cache
 def expand(overrides: tuple[str, ...]) -> tuple[list[str], ...]:
-    """The product of the sweeps among `overrides`, by Hydra's own grammar; a later value of a key replaces an earlier."""
+    """The product of the sweeps among `overrides`, by Hydra's grammar; a later value of a key replaces an earlier."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     choices: dict[str, list[str]] = {}
