@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -111,6 +112,23 @@ def test_the_micro_grid_has_the_papers_factors():
             rate = float(values.get(f"amft.controller.{kind}.learning_rate", centre[kind]))
             seen.add(round(rate / centre[kind], 6))
     assert factors == {"meta": {0.5, 1.0, 2.0}, "entropy": {0.2, 1.0, 2.0}}
+
+
+def test_the_documentation_counts_the_runs():
+    """docs/reproduce.md has a line for every sweep, with its training runs at the paper's and at the micro scale."""
+    lines = [line.split("|") for line in (CONFIGS.parent / "docs" / "reproduce.md").read_text().splitlines()]
+    counted = {}
+    for cells in lines:
+        if len(cells) == 7 and "_" in cells[1]:
+            for name in re.findall(r"`(\w+)`", cells[1]):
+                counted[name] = tuple(int((re.findall(r"^ *(\d+)", cell) or ["0"])[0]) for cell in cells[3:5])
+    expected = {
+        name: tuple(
+            sum(point.method is not None for point in load(name, scale).points()) for scale in ("paper", "micro")
+        )
+        for name in names()
+    }
+    assert counted == expected
 
 
 # ---- points and folders --------------------------------------------------------------------------------------------
@@ -367,7 +385,6 @@ def test_a_training_task_becomes_the_batch_script(tmp_path, monkeypatch):
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps([{"train": ["a=1"]}, {"train": ["method=sft", "seed=2"]}]))
     (tmp_path / "slurm.sbatch").write_text('#!/bin/bash\necho "$$ $*"\n')
-    (tmp_path / "slurm.sbatch").chmod(0o755)
     code = (
         "import pathlib\nfrom recipe.amft.sweeps import execution\n"
         f"execution.BATCH_SCRIPT = pathlib.Path({str(tmp_path / 'slurm.sbatch')!r})\n"
@@ -389,9 +406,21 @@ def test_ray_gets_one_job_that_goes_through_the_points(tmp_path, programs):
     (arguments,) = programs("ray")
     assert arguments[:4] == ["job", "submit", "--no-wait", "--address=http://head:8265"]
     inner = arguments[arguments.index("recipe.amft.sweep") + 1 :]
+    assert arguments[arguments.index("--") + 1 : -len(inner) - 3] == [
+        "env", "-C", str(CONFIGS.parent), f"PYTHONPATH={CONFIGS.parent}",
+    ]  # fmt: skip
     given = command.make_parser().parse_intermixed_args(inner)
     assert (given.submit, given.seeds, given.runs) == ("local", [0], tmp_path)
     asked = command.together(command.read_request(given.names, given.seeds))
     assert {point.folder for point in asked} == {
         point.folder for point in load("amft_table4", "single_node", seeds=[0]).points()
     }
+
+
+def test_a_refusal_of_slurm_is_shown(tmp_path, programs, monkeypatch):
+    """What sbatch says on its standard error is the error of the command."""
+    path = tmp_path / "bin" / "sbatch"
+    path.write_text("#!/bin/sh\necho invalid partition >&2\nexit 1\n")
+    with pytest.raises(SystemExit) as ended:
+        command.main(["amft_table4", "scale=paper", "--runs", str(tmp_path / "runs"), "--submit", "slurm"])
+    assert "invalid partition" in str(ended.value)

@@ -22,7 +22,7 @@ from recipe.amft.sweeps.points import SCALES, Sweep, names
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     words = list(given.words)
     try:
         if words[0] == "run":
@@ -69,7 +69,7 @@ def write_report(sweep: Sweep, runs: Path, out: Path, command: str) -> list[Path
             ".csv": charts.curves_csv(curves),
             ".tex": figures.latex(sweep, paper),
         }
-        figure = charts.curve_figure(curves, figures.axes_of(sweep))
+        figure = charts.curve_figure(curves, figures.axes_of(sweep), figures.logarithmic(sweep))
     else:
         table = tables.read_table(sweep, paper, runs)
         texts = {".md": tables.markdown(table, command), ".csv": tables.as_csv(table), ".tex": tables.latex(table)}

@@ -25,7 +25,7 @@ SUBMIT = ("local", "slurm", "ray")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser()
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     if given.task:
         return run_task(given.task[0], Path(given.task[1]))
     try:

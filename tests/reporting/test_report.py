@@ -228,7 +228,7 @@ def test_the_page_of_a_sweep(runs, tmp_path):
     assert links.open == []
     assert links.tags.count("svg") == 2
     assert "Runs (1 of 15 finished)" in text
-    assert text.count("not run</p>") == 14
+    assert text.count("not started</p>") == 14
 
 
 def test_what_a_model_writes_cannot_break_a_page(runs, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ from recipe.amft.reporting.papers import number
 from recipe.amft.reporting.reading import factor, read_metrics, series
 from recipe.amft.reporting.tables import NOT_AVAILABLE, Table
 from recipe.amft.run_folder import FINISHED
+from recipe.amft.sweeps.execution import TOKEN_PROBABILITIES
 from recipe.amft.sweeps.points import Cell, Sweep
+from recipe.amft.sweeps.states import EVALUATION
 
-COLOURS = plt.get_cmap("tab10").colors
+COLOURS = [f"C{index}" for index in range(10)]  # of matplotlib's own cycle
 # A sweep's page shows these of every row, whatever its table reads.
 PAGE_PANELS = (
     ("Held-out success (%)", "val/success"),
@@ -58,9 +61,25 @@ def curve_of(cell: Cell, runs: Path) -> Curve:
     if cell.missing is not None:
         return Curve(cell.row, cell.column, (), 0, 0, cell.missing)
     folders = [runs / point.folder for point in cell.points]
+    if cell.read.get("suite") == TOKEN_PROBABILITIES:
+        found = [share for share in (shares(folder, cell.read.get("at", "last")) for folder in folders) if share]
+        points = tuple(
+            (index, (index + 0.5) / len(found[0]), over_seeds(values))
+            for index, values in enumerate(zip(*found, strict=True))
+        )
+        return Curve(cell.row, cell.column, points, len(found), len(folders))
     finished = [read_metrics(folder) for folder in folders if (folder / FINISHED).exists()]
     metric, against = cell.read["metric"], cell.read.get("against")
     return Curve(cell.row, cell.column, mean_curve(finished, metric, against), len(finished), len(folders))
+
+
+def shares(folder: Path, at: str) -> list[float]:
+    """Percent of the demonstrations' tokens in each bin of probability, `at` the start or the end; empty: not there."""
+    path = folder / EVALUATION / TOKEN_PROBABILITIES / "summary.json"
+    if not path.exists():
+        return []
+    counts = json.loads(path.read_text())["counts"][at]
+    return [100.0 * count / sum(counts) for count in counts]
 
 
 def mean_curve(
@@ -93,8 +112,13 @@ def curves_csv(curves: Sequence[Curve]) -> str:
     return out.getvalue()
 
 
-def curve_figure(curves: Sequence[Curve], against: Mapping[str, str] | None = None) -> Figure:
-    """One panel a title, one line a row with its interval over seeds; a panel without a curve says so."""
+def curve_figure(
+    curves: Sequence[Curve], against: Mapping[str, str] | None = None, logarithmic: Sequence[str] = ()
+) -> Figure:
+    """One panel a title, one line a row with its interval over seeds; a panel without a curve says so.
+
+    `against` names what is on the x axis of a panel that has no steps there; `logarithmic` panels have such a y axis.
+    """
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     rows = list(dict.fromkeys(curve.row for curve in curves))
     figure, axes = _grid(len(panels), width=5.0, height=3.6)
@@ -115,7 +139,11 @@ def curve_figure(curves: Sequence[Curve], against: Mapping[str, str] | None = No
         if not any(curve.points for curve in shown):
             reason = next((curve.missing for curve in shown if curve.missing), "not run")
             axis.text(0.5, 0.5, reason, ha="center", va="center", transform=axis.transAxes, fontsize=8, wrap=True)
+        if panel in logarithmic and any(curve.points for curve in shown):
+            axis.set_yscale("log")
         axis.set_title(panel, fontsize=10)
+        if not (against or {}).get(panel):
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel((against or {}).get(panel) or "step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)

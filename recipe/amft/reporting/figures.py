@@ -13,16 +13,22 @@ def axes_of(sweep: Sweep) -> dict[str, str]:
     return {cell.column: cell.read["against"] for cell in sweep.cells if "against" in cell.read}
 
 
-def last_as_text(curve: Curve | None) -> str:
-    """The curve's last value with its interval, or why there is none."""
+def logarithmic(sweep: Sweep) -> list[str]:
+    """Panels with a logarithmic y axis."""
+    return [cell.column for cell in sweep.cells if cell.read.get("log")]
+
+
+def last_as_text(curve: Curve | None, axis: str) -> str:
+    """The curve's last value with its interval, or why there is none; `axis` is what stands on the x axis."""
     if curve is None:
         return ""
     if not curve.points:
         return "n/a" if curve.missing else "not run"
-    step, _, value = curve.points[-1]
+    step, x, value = curve.points[-1]
+    place = f"step {step}" if axis == "step" else f"{axis} {x:.3g}"
     spread = "" if value.half is None else f" ± {fixed(value.half, 2)}"
     seeds = f" [{curve.num_runs} of {curve.num_asked} seeds]" if curve.num_runs < curve.num_asked else ""
-    return f"{fixed(value.mean, 2)}{spread} (step {step}){seeds}"
+    return f"{fixed(value.mean, 2)}{spread} ({place}){seeds}"
 
 
 def notes(sweep: Sweep, paper: Printed, command: str) -> list[str]:
@@ -40,7 +46,9 @@ def notes(sweep: Sweep, paper: Printed, command: str) -> list[str]:
 def markdown(sweep: Sweep, paper: Printed, curves: Sequence[Curve], command: str) -> str:
     by_place = {(curve.row, curve.panel): curve for curve in curves}
     rows = [["", *sweep.columns]]
-    rows += [[row, *(last_as_text(by_place.get((row, panel))) for panel in sweep.columns)] for row in sweep.rows]
+    for row in sweep.rows:
+        axes = {panel: axes_of(sweep).get(panel, "step") for panel in sweep.columns}
+        rows.append([row, *(last_as_text(by_place.get((row, panel)), axis) for panel, axis in axes.items())])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     head = [f"# {sweep.name}: {paper.title}", "", f"![{sweep.name}]({sweep.name}.png)", ""]

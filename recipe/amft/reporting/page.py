@@ -20,7 +20,6 @@ from recipe.amft.reporting.charts import (
 from recipe.amft.reporting.papers import Printed
 from recipe.amft.reporting.reading import read_config, read_metrics, series
 from recipe.amft.reporting.tables import (
-    NOT_RUN,
     Table,
     difference_as_text,
     fixed,
@@ -31,7 +30,7 @@ from recipe.amft.reporting.tables import (
 from recipe.amft.reporting.training_curves import training_figure
 from recipe.amft.run_folder import FINISHED, IDENTITY
 from recipe.amft.sweeps.points import Sweep
-from recipe.amft.sweeps.states import EVALUATION
+from recipe.amft.sweeps.states import EVALUATION, state_of
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
@@ -117,7 +116,7 @@ def evaluations(folder: Path) -> str:
     lines = []
     for path in sorted((folder / EVALUATION).glob("*/summary.json")):
         summary = json.loads(path.read_text())
-        for benchmark, content in summary["benchmarks"].items():
+        for benchmark, content in summary.get("benchmarks", {}).items():
             for metric, estimate in content["metrics"].items():
                 numbers = [f"{100 * estimate[name]:.1f}" for name in ("mean", "low", "high")]
                 lines.append([*map(text, (path.parent.name, benchmark, metric)), *numbers])
@@ -166,12 +165,12 @@ def sweep_page(sweep: Sweep, paper: Printed, runs: Path, command: str) -> str:
     overview = overview_curves(sweep, runs)
     if any(curve.points for curve in overview):
         parts += ["<h2>Curves, mean and 95% interval over seeds</h2>", as_svg(curve_figure(overview), "overview")]
-    finished = [point for point in sweep.points() if (runs / point.folder / FINISHED).exists()]
-    parts.append(f"<h2>Runs ({len(finished)} of {len(sweep.points())} finished)</h2>")
-    for point in sweep.points():
+    states = {point: state_of(point, suites, runs) for point, suites in sweep.points().items()}
+    parts.append(f"<h2>Runs ({sum(state.finished for state in states.values())} of {len(states)} finished)</h2>")
+    for point, state in states.items():
         folder = runs / point.folder
-        if point not in finished:
-            parts.append(f'<p class="off">{text(point.folder)}: {"not finished" if folder.exists() else NOT_RUN}</p>')
+        if not (folder / FINISHED).exists():
+            parts.append(f'<p class="off">{text(point.folder)}: {text(state)}</p>{evaluations(folder)}')
             continue
         content = [run_facts(folder, read_metrics(folder)), evaluations(folder), samples(folder, 2)]
         parts.append(f"<details><summary>{text(point.folder)}</summary>\n" + "\n".join(content) + "\n</details>")
@@ -191,7 +190,7 @@ def table_parts(sweep: Sweep, paper: Printed, runs: Path, command: str) -> list[
 def figure_parts(sweep: Sweep, paper: Printed, runs: Path, command: str) -> list[str]:
     curves = read_curves(sweep, runs)
     return [
-        as_svg(curve_figure(curves, figures.axes_of(sweep)), "curves"),
+        as_svg(curve_figure(curves, figures.axes_of(sweep), figures.logarithmic(sweep)), "curves"),
         listed(figures.notes(sweep, paper, command)),
     ]
 

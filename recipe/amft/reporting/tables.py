@@ -110,8 +110,10 @@ def ours_as_text(entry: Entry, plus_minus: str = "±") -> str:
 
 
 def difference_as_text(entry: Entry) -> str:
-    difference = entry.difference
-    return "" if difference is None else ("+" if difference >= 0 else "") + fixed(difference, entry.digits)
+    if entry.difference is None:
+        return ""
+    text = fixed(entry.difference, entry.digits)
+    return text if text.startswith("-") else f"+{text}"
 
 
 def cell_as_text(entry: Entry) -> str:

@@ -7,6 +7,7 @@ table reads. Both go on from where they were stopped, so a broken point is simpl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from recipe.amft.sweeps.points import Point
 from recipe.amft.sweeps.states import EVALUATION, LOGS, log_of, state_of, taken
 
 REPOSITORY = Path(__file__).parents[3]
 BATCH_SCRIPT = Path("launch/slurm.sbatch")
+TOKEN_PROBABILITIES = "token_probabilities"  # an evaluation that is no suite of configs/suite
 STOPPED = 143  # exit status after SIGTERM, as a shell reports it
 
 
@@ -30,14 +33,18 @@ def training(point: Point, runs: Path) -> list[str]:
 
 
 def evaluation(point: Point, suite: str, runs: Path) -> list[str]:
-    """Arguments of recipe.amft.evaluate; a base model is the one of the point's configuration."""
+    """Module and arguments; a base model is the one of the point's configuration."""
     folder = runs / point.folder
+    if suite == TOKEN_PROBABILITIES:
+        module = "recipe.amft.evaluation.token_probabilities"
+        return [module, "--run", str(folder), "--out", str(folder / EVALUATION / suite)]
     model = str(folder)
     if point.method is None:
         from recipe.amft.main import compose
 
         model = compose(list(point.overrides)).actor_rollout_ref.model.path
-    return [f"model={model}", f"suite={suite}", f"out={folder / EVALUATION / suite}", f"seed={point.seed}"]
+    out = f"out={folder / EVALUATION / suite}"
+    return ["recipe.amft.evaluate", f"model={model}", f"suite={suite}", out, f"seed={point.seed}"]
 
 
 def steps_of(point: Point, suites: Sequence[str], runs: Path) -> list[list[str]]:
@@ -45,7 +52,7 @@ def steps_of(point: Point, suites: Sequence[str], runs: Path) -> list[list[str]]
     state = state_of(point, suites, runs)
     python = [sys.executable, "-m"]
     train = [] if state.trained else [[*python, "recipe.amft.main", *training(point, runs)]]
-    return train + [[*python, "recipe.amft.evaluate", *evaluation(point, suite, runs)] for suite in state.suites]
+    return train + [[*python, *evaluation(point, suite, runs)] for suite in state.suites]
 
 
 # ---- here ------------------------------------------------------------------------------------------------------------
@@ -57,7 +64,7 @@ class LocalRunner:
     def __init__(self, runs: Path, jobs: int, say: Callable[[str], None] = print):
         self.runs, self.jobs, self.say = runs, jobs, say
         self.stopping = threading.Event()
-        self.processes: set[subprocess.Popen] = set()
+        self.processes: set[subprocess.Popen[bytes]] = set()
         self.lock = threading.Lock()
 
     def run(self, points: Mapping[Point, Sequence[str]]) -> int:
@@ -74,7 +81,7 @@ class LocalRunner:
             return STOPPED
         return 0 if all(succeeded) else 1
 
-    def stop(self, number: int, frame) -> None:
+    def stop(self, number: int, frame: Any) -> None:
         self.stopping.set()
         with self.lock:
             for process in self.processes:
@@ -159,7 +166,7 @@ def submit_slurm(
         array = f"--array={','.join(map(str, indices))}%{jobs}"
         command = f"exec {python} --task {what} {shlex.quote(str(plan))}"
         arguments = ["sbatch", "--parsable", *given, array, output, f"--chdir={REPOSITORY}", f"--wrap={command}"]
-        number = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.strip().split(";")[0]
+        number = called(arguments).split(";")[0]
         say(f"Slurm job {number}: {len(indices)} x {what}")
         return number
 
@@ -176,9 +183,10 @@ def run_task(what: str, plan: Path) -> None:
     """What a task of such an array does: becomes the batch script (train), or evaluates suite after suite."""
     task = json.loads(plan.read_text())[int(os.environ["SLURM_ARRAY_TASK_ID"])]
     if what == "train":
-        os.execv(REPOSITORY / BATCH_SCRIPT, [str(BATCH_SCRIPT), *task["train"]])
+        os.environ.setdefault("AMFT_PYTHON", sys.executable)
+        os.execvp("bash", ["bash", str(REPOSITORY / BATCH_SCRIPT), *task["train"]])
     for arguments in task["evaluate"]:
-        status = subprocess.run([sys.executable, "-m", "recipe.amft.evaluate", *arguments], cwd=REPOSITORY).returncode
+        status = subprocess.run([sys.executable, "-m", *arguments], cwd=REPOSITORY).returncode
         if status:
             sys.exit(status)
 
@@ -193,6 +201,19 @@ def submit_ray(arguments: Sequence[str], options: Sequence[str], say: Callable[[
     on a file system that all nodes see.
     """
     sweep = [sys.executable, "-m", "recipe.amft.sweep", *arguments, "--submit", "local"]
-    command = ["ray", "job", "submit", "--no-wait", *options, "--", "env", f"PYTHONPATH={REPOSITORY}", *sweep]
-    result = subprocess.run([*command, "ray_kwargs.ray_init.address=auto"], check=True, capture_output=True, text=True)
-    say(result.stdout.strip())
+    ray = shutil.which("ray") or str(Path(sys.executable).with_name("ray"))
+    here = ["env", "-C", str(REPOSITORY), f"PYTHONPATH={REPOSITORY}"]
+    command = [ray, "job", "submit", "--no-wait", *options, "--", *here, *sweep, "ray_kwargs.ray_init.address=auto"]
+    say(called(command))
+
+
+def called(command: Sequence[str]) -> str:
+    """What a submitting program prints; ValueError with its own words when it fails or is not there."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{command[0]} is not on this machine; submit from one that has it, or --submit local."
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{command[0]} refused (exit status {error.returncode}): {error.stderr.strip()}") from None

@@ -19,7 +19,7 @@ import yaml
 CONFIGS = Path(__file__).parents[3] / "configs"
 SCALES = ("paper", "single_node", "micro")
 ROW_KEYS = ("base", "at", "missing", "beside")  # the other keys of a row are overrides
-READ_KEYS = ("suite", "benchmark", "average", "metric", "at", "target", "count", "percent", "against")
+READ_KEYS = ("suite", "benchmark", "average", "metric", "at", "target", "count", "percent", "against", "log")
 COLUMN_KEYS = ("domain", "missing", "overrides", "rows", *READ_KEYS)
 # Overrides that say where and how fast a run goes, and not what it computes: they do not make another point.
 INDIFFERENT = ("ray_kwargs.", "amft.cache_dir", "amft.gpu_memory_gib", "amft.limits.", "trainer.logger")
@@ -149,10 +149,10 @@ def _cell(
     unknown = set(column_values) - set(COLUMN_KEYS)
     if unknown:
         raise ValueError(f"column {column!r} has the unknown keys {sorted(unknown)}; known: {', '.join(COLUMN_KEYS)}.")
-    domain = settings.get(column_values.get("domain"), {})
+    domain = settings.get(column_values.get("domain") or "", {})
     missing = row_values.get("missing") or column_values.get("missing") or domain.get("missing")
     read = {key: column_values[key] for key in READ_KEYS if key in column_values}
-    if "at" in row_values and not is_figure and "metric" in read and "count" not in read:
+    if "at" in row_values and "count" not in read and ("metric" in read or is_figure):
         read["at"] = row_values["at"]
     if row_values.get("base") and missing is None and "suite" not in read:
         missing = "a base model is not trained"
