@@ -20,7 +20,7 @@ from recipe.amft.preflight import read_settings
 from recipe.amft.reporting.papers import printed
 from recipe.amft.sweeps import execution
 from recipe.amft.sweeps.points import CONFIGS, SCALES, Point, expand, load, names, read_yaml
-from recipe.amft.sweeps.states import State, log_of, state_of, taken
+from recipe.amft.sweeps.states import State, is_locked, lock_of, log_of, state_of, taken
 
 PAPERS = [
     *(f"amft_table{number}" for number in (2, 3, 4, 5, 11, 12)),
@@ -207,8 +207,9 @@ def test_states_of_a_point(tmp_path):
     summary.parent.mkdir(parents=True)
     summary.write_text("{}")
     assert state_of(point, ["math_id"], tmp_path).finished
-    with taken(point, tmp_path) as mine, taken(point, tmp_path) as again:
-        assert (mine, again) == (True, False)
+    with taken(lock_of(point, tmp_path)) as mine, taken(lock_of(point, tmp_path)) as again:
+        assert mine is not None
+        assert again is None
         assert state_of(point, (), tmp_path).running
     assert not state_of(point, (), tmp_path).running
 
@@ -380,22 +381,25 @@ def test_slurm_gets_an_array_of_runs_and_one_of_evaluations(tmp_path, programs):
     ]  # fmt: skip
 
 
-def test_a_training_task_becomes_the_batch_script(tmp_path, monkeypatch):
-    """The array's index picks the overrides, and the script keeps the process that Slurm signals."""
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps([{"train": ["a=1"]}, {"train": ["method=sft", "seed=2"]}]))
-    (tmp_path / "slurm.sbatch").write_text('#!/bin/bash\necho "$$ $*"\n')
+def test_a_training_task_becomes_the_batch_script(tmp_path):
+    """The array's index picks the overrides; the script is the process that Slurm signals, and has the point's lock."""
+    plan, lock = tmp_path / "plan.json", tmp_path / "point.lock"
+    tasks = [{"train": overrides, "lock": str(lock)} for overrides in (["a=1"], ["method=sft", "seed=2"])]
+    plan.write_text(json.dumps(tasks))
+    (tmp_path / "slurm.sbatch").write_text('#!/bin/bash\necho "$$ $*"\nread -r\n')
     code = (
         "import pathlib\nfrom recipe.amft.sweeps import execution\n"
         f"execution.BATCH_SCRIPT = pathlib.Path({str(tmp_path / 'slurm.sbatch')!r})\n"
         f"execution.run_task('train', pathlib.Path({str(plan)!r}))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=CONFIGS.parent,
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CONFIGS.parent,
         env={**os.environ, "PYTHONPATH": str(CONFIGS.parent), "SLURM_ARRAY_TASK_ID": "1"},
     )  # fmt: skip
-    output, _ = process.communicate(timeout=60)
-    assert output.split() == [str(process.pid), "method=sft", "seed=2"]
+    assert process.stdout.readline().split() == [str(process.pid), "method=sft", "seed=2"]
+    assert is_locked(lock)
+    process.communicate("end\n", timeout=60)
+    assert not is_locked(lock)
 
 
 def test_ray_gets_one_job_that_goes_through_the_points(tmp_path, programs):
@@ -407,7 +411,7 @@ def test_ray_gets_one_job_that_goes_through_the_points(tmp_path, programs):
     assert arguments[:4] == ["job", "submit", "--no-wait", "--address=http://head:8265"]
     inner = arguments[arguments.index("recipe.amft.sweep") + 1 :]
     assert arguments[arguments.index("--") + 1 : -len(inner) - 3] == [
-        "env", "-C", str(CONFIGS.parent), f"PYTHONPATH={CONFIGS.parent}",
+        "env", "-C", str(CONFIGS.parent), f"PYTHONPATH={CONFIGS.parent}", "RAY_OVERRIDE_JOB_RUNTIME_ENV=1",
     ]  # fmt: skip
     given = command.make_parser().parse_intermixed_args(inner)
     assert (given.submit, given.seeds, given.runs) == ("local", [0], tmp_path)

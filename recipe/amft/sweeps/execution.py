@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.amft.sweeps.points import Point
-from recipe.amft.sweeps.states import EVALUATION, LOGS, log_of, state_of, taken
+from recipe.amft.sweeps.states import EVALUATION, LOGS, lock_of, log_of, state_of, taken
 
 REPOSITORY = Path(__file__).parents[3]
 BATCH_SCRIPT = Path("launch/slurm.sbatch")
@@ -90,13 +90,13 @@ class LocalRunner:
     def run_point(self, point: Point, suites: Sequence[str]) -> bool:
         if self.stopping.is_set():
             return False
-        with taken(point, self.runs) as mine:
-            if not mine:
+        with taken(lock_of(point, self.runs)) as lock:
+            if lock is None:
                 self.say(f"{point.folder}: another sweep is at it")
                 return True
             started = time.monotonic()
             for command in steps_of(point, suites, self.runs):
-                status = self.call(command, log_of(point, self.runs))
+                status = self.call(command, log_of(point, self.runs), lock)
                 if self.stopping.is_set():
                     return False
                 if status:
@@ -105,7 +105,7 @@ class LocalRunner:
             self.say(f"{point.folder}: finished in {time.monotonic() - started:.0f} s")
         return True
 
-    def call(self, command: list[str], log: Path) -> int:
+    def call(self, command: list[str], log: Path, lock: int) -> int:
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
         with log.open("a") as file:
@@ -116,7 +116,7 @@ class LocalRunner:
                     return STOPPED
                 # A group of its own, so that Ctrl-C reaches it once, through us.
                 process = subprocess.Popen(
-                    command, stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0
+                    command, stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0, pass_fds=(lock,)
                 )
                 self.processes.add(process)
             status = process.wait()
@@ -150,13 +150,13 @@ def submit_slurm(
     plan.parent.mkdir(parents=True, exist_ok=True)
     tasks = [
         {
+            "lock": str(lock_of(point, runs)),
             "train": training(point, runs),
             "evaluate": [evaluation(point, suite, runs) for suite in states[point].suites],
         }
         for point in left
     ]
     plan.write_text(json.dumps(tasks, indent=1))
-    output = f"--output={plan.with_suffix('')}-%a.out"
     to_train = [index for index, point in enumerate(left) if not states[point].trained]
     after = [index for index in to_train if states[left[index]].suites]
     ready = [index for index, point in enumerate(left) if states[point].trained]
@@ -165,6 +165,7 @@ def submit_slurm(
     def submit(indices: list[int], what: str, given: Sequence[str]) -> str:
         array = f"--array={','.join(map(str, indices))}%{jobs}"
         command = f"exec {python} --task {what} {shlex.quote(str(plan))}"
+        output = f"--output={plan.with_suffix('')}-%a-{what}.out"
         arguments = ["sbatch", "--parsable", *given, array, output, f"--chdir={REPOSITORY}", f"--wrap={command}"]
         number = called(arguments).split(";")[0]
         say(f"Slurm job {number}: {len(indices)} x {what}")
@@ -174,7 +175,7 @@ def submit_slurm(
     if to_train:
         number = submit(to_train, "train", [*directives(script), *options])
         if after:
-            submit(after, "evaluate", [*one_gpu, f"--dependency=aftercorr:{number}"])
+            submit(after, "evaluate", [*one_gpu, f"--dependency=aftercorr:{number}", "--kill-on-invalid-dep=yes"])
     if ready:
         submit(ready, "evaluate", one_gpu)
 
@@ -182,13 +183,17 @@ def submit_slurm(
 def run_task(what: str, plan: Path) -> None:
     """What a task of such an array does: becomes the batch script (train), or evaluates suite after suite."""
     task = json.loads(plan.read_text())[int(os.environ["SLURM_ARRAY_TASK_ID"])]
-    if what == "train":
-        os.environ.setdefault("AMFT_PYTHON", sys.executable)
-        os.execvp("bash", ["bash", str(REPOSITORY / BATCH_SCRIPT), *task["train"]])
-    for arguments in task["evaluate"]:
-        status = subprocess.run([sys.executable, "-m", *arguments], cwd=REPOSITORY).returncode
-        if status:
-            sys.exit(status)
+    with taken(Path(task["lock"])) as lock:
+        if lock is None:
+            sys.exit(f"error: another job is at this point ({task['lock']} is locked)")
+        if what == "train":
+            os.environ.setdefault("AMFT_PYTHON", sys.executable)
+            os.set_inheritable(lock, True)
+            os.execvp("bash", ["bash", str(REPOSITORY / BATCH_SCRIPT), *task["train"]])
+        for arguments in task["evaluate"]:
+            status = subprocess.run([sys.executable, "-m", *arguments], cwd=REPOSITORY, pass_fds=(lock,)).returncode
+            if status:
+                sys.exit(status)
 
 
 # ---- Ray -------------------------------------------------------------------------------------------------------------
@@ -202,7 +207,8 @@ def submit_ray(arguments: Sequence[str], options: Sequence[str], say: Callable[[
     """
     sweep = [sys.executable, "-m", "recipe.amft.sweep", *arguments, "--submit", "local"]
     ray = shutil.which("ray") or str(Path(sys.executable).with_name("ray"))
-    here = ["env", "-C", str(REPOSITORY), f"PYTHONPATH={REPOSITORY}"]
+    # The runs bring variables of their own for their workers, which Ray would otherwise refuse to merge.
+    here = ["env", "-C", str(REPOSITORY), f"PYTHONPATH={REPOSITORY}", "RAY_OVERRIDE_JOB_RUNTIME_ENV=1"]
     command = [ray, "job", "submit", "--no-wait", *options, "--", *here, *sweep, "ray_kwargs.ray_init.address=auto"]
     say(called(command))
 

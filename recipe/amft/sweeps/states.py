@@ -77,16 +77,18 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def taken(point: Point, runs: Path) -> Iterator[bool]:
-    """Whether this process has the point for itself now; given up at the end, and when the process dies."""
-    path = lock_of(point, runs)
+def taken(path: Path) -> Iterator[int | None]:
+    """Takes the lock of a point: its file descriptor, or None while somebody else is at the point.
+
+    The lock lasts as long as a process has the descriptor open: a run that inherits it keeps it when we are killed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
         except OSError:
             pass  # a file system without locks: nobody is kept out
-        yield True
+        yield file.fileno()
