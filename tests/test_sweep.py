@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from omegaconf import open_dict
 
+from recipe.amft import report
 from recipe.amft import sweep as command
 from recipe.amft.config import AMFTConfig
 from recipe.amft.main import compose
@@ -22,6 +24,7 @@ from recipe.amft.sweeps import execution
 from recipe.amft.sweeps.points import CONFIGS, SCALES, Point, expand, load, names, read_yaml
 from recipe.amft.sweeps.states import State, is_locked, lock_of, log_of, state_of, taken
 
+DOCUMENTATION = CONFIGS.parent / "docs" / "reproduce.md"
 PAPERS = [
     *(f"amft_table{number}" for number in (2, 3, 4, 5, 11, 12)),
     *(f"amft_figure{number}" for number in (2, 3, 6, 7)),
@@ -116,7 +119,7 @@ def test_the_micro_grid_has_the_papers_factors():
 
 def test_the_documentation_counts_the_runs():
     """docs/reproduce.md has a line for every sweep, with its training runs at the paper's and at the micro scale."""
-    lines = [line.split("|") for line in (CONFIGS.parent / "docs" / "reproduce.md").read_text().splitlines()]
+    lines = [line.split("|") for line in DOCUMENTATION.read_text().splitlines()]
     counted = {}
     for cells in lines:
         if len(cells) == 7 and "_" in cells[1]:
@@ -129,6 +132,27 @@ def test_the_documentation_counts_the_runs():
         for name in names()
     }
     assert counted == expected
+
+
+COMMANDS = re.findall(
+    r"^ {4}python -m recipe\.amft\.(sweep|report) ([^#&\n]+)", DOCUMENTATION.read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("module", "line"), sorted(set(COMMANDS)))
+def test_documented_commands_are_understood(module, line):
+    """Every sweep and report that docs/reproduce.md shows names tables, scales and options that there are."""
+    words = [word.replace("NAME", "amft_table2").replace("SCALE", "micro") for word in shlex.split(line)]
+    parser = command.make_parser() if module == "sweep" else report.make_parser()
+    given = parser.parse_intermixed_args(words)
+    asked = given.names if module == "sweep" else given.words
+    if asked[0] == "run":
+        return
+    asked = asked[1:] if asked[0] == "sweep" else asked
+    if not any(word.startswith("scale=") for word in asked):
+        assert module == "report"  # takes the scale that the runs have
+        asked = [*asked, "scale=micro"]
+    assert command.read_request(asked)
 
 
 # ---- points and folders --------------------------------------------------------------------------------------------
