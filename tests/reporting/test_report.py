@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -217,8 +218,21 @@ def test_the_page_of_a_run(recorded, tmp_path):
     assert links.tags.count("svg") == 1
     for label in ("Success", "Weight of imitation", "Entropy (nats per token)", "Cosines", "held-out success"):
         assert label in text
-    assert 'class="right"' in text
-    assert 'class="wrong"' in text
+
+
+def test_right_and_wrong_answers_are_told_apart(runs, tmp_path):
+    """Half of the shown answers are right ones where there are enough, and the count is that of all."""
+    (folder,) = (path.parent for path in runs.rglob("FINISHED"))
+    path = max((folder / "samples").glob("*.jsonl"), key=lambda path: int(path.stem))
+    answers = [
+        {"input": f"question {index}", "output": f"answer {index}", "gts": None, "score": float(index % 3 == 0)}
+        for index in range(9)
+    ]
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    report.main(["run", str(folder), "--out", str(tmp_path / "run.html")])
+    shown = (tmp_path / "run.html").read_text().split(f"Step {path.stem}: 3 of 9 right")[1]
+    assert (shown.count('class="right"'), shown.count('class="wrong"')) == (2, 2)
+    assert [f"answer {index}<" in shown for index in range(5)] == [True, True, True, True, False]
 
 
 def test_the_page_of_a_sweep(runs, tmp_path):
