@@ -7,7 +7,7 @@ import pytest
 
 from recipe.amft.sweeps.points import Sweep, load
 
-RECORDED = Path(__file__).parent / "data" / "run"  # a real run of AMFT (4 prompts x 4 rollouts, untrained base), trimmed
+RECORDED = Path(__file__).parent / "data" / "run"  # a real run of AMFT (4 x 4 rollouts, untrained base), trimmed
 
 
 @pytest.fixture
