@@ -8,6 +8,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from recipe.amft.reporting.reading import series
 
 PANELS = (
     ("Success", (("val/success", "held-out success"), ("rl/reward", "training reward"))),
@@ -19,14 +22,15 @@ PANELS = (
 )
 
 
-def series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric, where it was measured."""
-    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    return [step for step, _ in points], [value for _, value in points]
-
-
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the figure of a run's metrics; the end of the warm-up is a dashed line."""
+    """Write the figure of a run's metrics."""
+    figure = training_figure(rows)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def training_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Six panels; the end of the warm-up is a dashed line."""
     warm_up_end = max((row["step"] for row in rows if row.get("phase") == "warm-up"), default=0)
     figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
     for axis, (title, curves) in zip(axes.flat, PANELS, strict=True):
@@ -44,5 +48,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axis.legend(fontsize=8)
     axes.flat[0].set_ylim(0, 1)
     axes.flat[1].set_ylim(0, 1)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
