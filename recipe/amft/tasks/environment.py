@@ -16,11 +16,26 @@ ENVIRONMENTS = {
 }
 
 
+IMAGE = "<image>"  # where a text shows the next of its observation's images
+
+
+class Picture(Protocol):
+    """An image that is drawn when it is needed, away from the event loop; a PIL image serves as well."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+
+    def draw(self) -> Any:
+        """The PIL image, RGB; the same each time."""
+
+
 class Observation(TypedDict):
     """What the model sees next: a user message; `reset_context` drops the conversation before it.
 
     The first observation, and one that resets the context, may carry `messages`, a whole opening chat (with a system
-    message, say), which then stands in place of `text`.
+    message, say), which then stands in place of `text`. `images` (pictures, or PIL images) stand where the texts say
+    IMAGE, in order.
     """
 
     text: str
