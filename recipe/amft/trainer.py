@@ -36,6 +36,7 @@ from verl_ext.watchdog import Watchdog
 
 STATE_FILE = "amft.json"
 STREAMS_FILE = "amft_streams.pt"
+STEP_SHARES = ("per_step_accuracy", "recognition_accuracy")  # beside success, where the environment gives them
 
 
 class AMFTTrainer(StepDataTrainer):
@@ -367,9 +368,15 @@ class AMFTTrainer(StepDataTrainer):
             for name, value in metrics.items()
             if name.startswith("val-core/") and "/acc/mean@" in name
         }
+        extras = {
+            f"val/{name.split('/')[1]}/{name.split('/')[2]}": value
+            for name, value in metrics.items()
+            if name.startswith("val-aux/") and name.split("/")[2] in STEP_SHARES and "/mean@" in name
+        }
         return {
             "val/success": sum(by_source.values()) / len(by_source),
             **{f"val/{source}/success": value for source, value in by_source.items()},
+            **extras,
             "val/num_turns": float(metrics["val-aux/num_turns/mean"]),
         }
 
@@ -378,12 +385,14 @@ class AMFTTrainer(StepDataTrainer):
         path = self.folder.model_path()
         with self.watchdog.phase("export"):
             self.actor_rollout_wg.export_model(str(path))
-        self.tokenizer.save_pretrained(path)
+        (self.processor or self.tokenizer).save_pretrained(path)
 
     # ---- state -------------------------------------------------------------------------------------------------
 
     def before_loading(self) -> None:
         """The reference policy is the model the run was given, whatever checkpoint it goes on from."""
+        if self.config.actor_rollout_ref.actor.freeze_vision_tower:
+            self.actor_rollout_wg.freeze_vision_tower()
         specs = (self.warm_up_loss, self.method.losses(0)[0], self.method.losses(self.total_training_steps - 1)[0])
         if self.method.keeps_reference or any(spec.needs_reference for spec in specs):
             self.actor_rollout_wg.keep_reference()

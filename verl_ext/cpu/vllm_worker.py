@@ -2,6 +2,10 @@
 
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
+from verl_ext.cpu.processors import allow_images_without_torchvision
+
+allow_images_without_torchvision()
+
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
     """verl's extension, with weights that stay loadable.
