@@ -5,13 +5,14 @@ gaps between verl and a machine without an accelerator (each named at its place,
 """
 
 import importlib.metadata
+import sys
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
-from verl_ext.cpu.processors import allow_images_without_torchvision
+from verl_ext.cpu.processors import allow_images_without_torchvision, register_vllm_models
 
 
 def _alias_vllm_distribution() -> None:
@@ -177,7 +178,10 @@ def _load_processors_without_torchvision() -> None:
 
     def hf_processor(name_or_path, **kwargs):
         allow_images_without_torchvision()
-        return load(name_or_path, **kwargs)
+        processor = load(name_or_path, **kwargs)
+        if processor is not None and "vllm.v1.engine.async_llm" in sys.modules:  # the process of vLLM's server
+            register_vllm_models()
+        return processor
 
     verl.utils.hf_processor = tokenizers.hf_processor = hf_processor
 

@@ -1,10 +1,20 @@
-"""Processors of vision-language models without torchvision, which has no CPU build in the usual package registry.
+"""Vision-language models without torchvision, which has no CPU build in the usual package registry.
 
-transformers has image processors that need only Pillow, and takes them when torchvision is missing; but a processor
-that also takes videos insists on its video processor, which exists for torchvision alone. Images need none.
+transformers has image processors that need only Pillow, and takes them when torchvision is missing. Two things are in
+the way: a processor that also takes videos insists on its video processor, which exists for torchvision alone; and
+vLLM's model files import a function from the module of the torchvision processor, and look at it in a process of their
+own. Images need none of that.
 """
 
+import importlib
 import importlib.util
+import sys
+
+# A module that needs torchvision, and the one with the same functions that does not.
+SAME_FUNCTIONS = {
+    "transformers.models.qwen2_vl.image_processing_qwen2_vl": "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
+}
+VLLM_MODELS = {"Qwen2_5_VLForConditionalGeneration": "vllm.model_executor.models.qwen2_5_vl"}
 
 
 def allow_images_without_torchvision() -> None:
@@ -22,3 +32,15 @@ def allow_images_without_torchvision() -> None:
 
     ProcessorMixin.get_attributes = classmethod(parts_without_videos)
     ProcessorMixin.leaves_out_videos = True
+
+
+def register_vllm_models() -> None:
+    """Give vLLM the model classes themselves; a class that it has need not be looked at in another process."""
+    if importlib.util.find_spec("torchvision") is not None:
+        return
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    for missing, present in SAME_FUNCTIONS.items():
+        sys.modules.setdefault(missing, importlib.import_module(present))
+    for name, module in VLLM_MODELS.items():
+        ModelRegistry.register_model(name, getattr(importlib.import_module(module), name))

@@ -5,8 +5,9 @@ vLLM's engine process imports no module of ours but this one (`scheduler_cls`), 
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from verl_ext.cpu.processors import allow_images_without_torchvision
+from verl_ext.cpu.processors import allow_images_without_torchvision, register_vllm_models
 
 __all__ = ["Scheduler"]
 
 allow_images_without_torchvision()
+register_vllm_models()
