@@ -4,9 +4,11 @@ import json
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from recipe.amft.data.card_reading import make as make_cards
 from recipe.amft.data.files import shown
 from recipe.amft.data.general_points import splits_from_options
 from recipe.amft.data.virl import DataOptions, build_splits
@@ -189,3 +191,27 @@ def test_routes_of_a_file_need_panoramas(folder):
         virl(panoramas=str(folder)).reset(0, {"route": route})
     with pytest.raises(ValueError, match="cannot be read"):
         PanoramaFolder(str(folder)).views("elsewhere", 0, 32)
+
+
+# ---- card reading ----------------------------------------------------------------------------------------------------
+
+
+def test_card_reading_draws_another_picture_for_every_seed(tmp_path):
+    """The expert's rank earns 1, any other 0; no seed is in two splits, and the red test has the black one's cards."""
+    environment = make_environment("card_reading", {})
+    pictures = set()
+    for seed in range(30):
+        observation, info = environment.reset(seed)
+        pictures.add(observation["images"][0].draw().tobytes())
+        right = seed % 2 == 0
+        answer = environment.expert_action() if right else ("A" if info["rank"] != "A" else "K")
+        _, reward, terminated, truncated, result = environment.step(answer)
+        assert (reward, terminated, truncated, result["success"]) == (float(right), right, not right, right)
+    assert len(pictures) == 30
+    make_cards({"train": 20, "validation": 5, "test": 5}, tmp_path)
+    seeds = {
+        name: [info["seed"] for info in pd.read_parquet(tmp_path / f"{name}.parquet")["extra_info"]]
+        for name in ("train", "validation", "test")
+    }
+    assert not set(seeds["train"]) & set(seeds["validation"]) | set(seeds["train"]) & set(seeds["test"])
+    assert seeds["test"][:5] == seeds["test"][5:]

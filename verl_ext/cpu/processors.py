@@ -11,9 +11,8 @@ import importlib.util
 import sys
 
 # A module that needs torchvision, and the one with the same functions that does not.
-SAME_FUNCTIONS = {
-    "transformers.models.qwen2_vl.image_processing_qwen2_vl": "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
-}
+FOLDER = "transformers.models.qwen2_vl."
+SAME_FUNCTIONS = {FOLDER + "image_processing_qwen2_vl": FOLDER + "image_processing_pil_qwen2_vl"}
 VLLM_MODELS = {"Qwen2_5_VLForConditionalGeneration": "vllm.model_executor.models.qwen2_5_vl"}
 
 

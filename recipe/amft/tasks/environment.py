@@ -9,6 +9,7 @@ from typing import Any, NotRequired, Protocol, TypedDict, cast
 
 # env_id -> import path. A user's own environment needs no entry here: its import path is its env_id.
 ENVIRONMENTS = {
+    "card_reading": "recipe.amft.tasks.card_reading.environment:CardReading",
     "general_points": "recipe.amft.tasks.general_points.environment:GeneralPoints",
     "math": "recipe.amft.tasks.math.environment:MathProblem",
     "virl": "recipe.amft.tasks.virl.environment:Navigation",
