@@ -18,7 +18,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("task", sorted(OPTIONS))
 def test_a_task_with_images_trains_and_validates(run, small, task, tmp_path, cache):
-    """No rollout fails, train and rollout probabilities agree, and the vision tower has moved. Frozen (in the second
+    """No rollout fails, both gradients are finite, and the vision tower has moved. Frozen (in the second
     task) it has not."""
     overrides = [item for item in small if not item.startswith(OWN)]
     frozen = task == "virl_vl_small"
