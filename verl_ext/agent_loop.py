@@ -106,7 +106,7 @@ class EnvironmentLoop(AgentLoopBase):
                 prompt_ids=part.tokens,
                 sampling_params=params,
                 image_data=part.images or None,
-                mm_processor_kwargs=dict(self.mm_processor_kwargs) or None,
+                mm_processor_kwargs=dict(self.mm_processor_kwargs or {}) or None,
             )
         self._merge_extra_fields(fields, output.extra_fields)
         merged, part.mask, part.logprobs = await self.ct_merge_assistant_token(
