@@ -69,6 +69,14 @@ STARTS_WITH = {
     "verl.workers.engine.fsdp.transformer_impl.FSDPEngine.get_per_tensor_param": ["self"],
     "verl.workers.engine.fsdp.transformer_impl.FSDPEngine.train_mode": ["self"],
     "verl.utils.tokenizer.continuous_token_wiring.create_continuous_token_builder": ["tokenizer"],
+    "verl.utils.tokenizer.chat_template.apply_chat_template": ["processor", "messages"],
+    "verl.utils.tokenizer.hf_processor": ["name_or_path"],
+    "verl.models.transformers.qwen2_vl._get_input_embeds": [
+        "model", "input_ids", "attention_mask", "pixel_values", "pixel_values_videos", "image_grid_thw",
+        "video_grid_thw",
+    ],
+    "verl.workers.engine.base.maybe_fix_3d_position_ids": ["data"],
+    "verl.workers.engine_workers.maybe_fix_3d_position_ids": ["data"],
 }  # fmt: skip
 
 

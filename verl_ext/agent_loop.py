@@ -1,4 +1,4 @@
-"""One agent loop for every text environment: the model acts, the environment answers, until the episode ends.
+"""One agent loop for every environment: the model acts, the environment answers, until the episode ends.
 
 An environment follows Gymnasium's semantics with text actions (`step`); the recipe's `begin` makes it from a data row
 and shows its first observation. Tokens that the model wrote carry mask 1, tokens that the environment or the chat
@@ -21,7 +21,10 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutp
 from verl.utils.import_utils import load_class_from_fqn
 from verl.utils.profiler import simple_timer
 
-LOGGED_INFO = ("per_step_accuracy",)  # of an environment's info: of the last turn, if it is there
+from verl_ext.images import draw, with_images
+
+# Of an environment's info: of the last turn, where it is given.
+LOGGED_INFO = ("per_step_accuracy", "recognition_accuracy")
 COUNTED_INFO = ("num_grader_timeouts", "num_grader_crashes", "num_refused_answers")  # summed over the turns
 
 
@@ -56,10 +59,11 @@ CLOCK = EnvironmentClock()
 
 
 class Conversation:
-    """The tokens of one trajectory; `messages` are what they say."""
+    """The tokens of one trajectory; `messages` are what they say, `images` what they show."""
 
-    def __init__(self, messages: list[dict[str, str]], tokens: list[int], keeps_logprobs: bool):
+    def __init__(self, messages: list[dict[str, Any]], images: list[Any], tokens: list[int], keeps_logprobs: bool):
         self.messages = messages
+        self.images = images
         self.tokens = tokens
         self.num_prompt_tokens = len(tokens)
         self.mask: list[int] = []
@@ -92,7 +96,7 @@ class EnvironmentLoop(AgentLoopBase):
         account: Counter = Counter()
         with CLOCK.running(account):
             environment, observation = self.begin(row, self.default)
-        conversation = await self._open(observation, row)
+        conversation = await self._open(observation, row, account)
         finished: list[Conversation] = []
         metrics: dict[str, Any] = {"num_preempted": -1}
         fields: dict[str, Any] = {}
@@ -108,9 +112,9 @@ class EnvironmentLoop(AgentLoopBase):
             done = terminated or truncated
             if not done and observation["reset_context"]:
                 finished.append(conversation)
-                conversation = await self._open(observation, row)
+                conversation = await self._open(observation, row, account)
             elif not done:
-                done = not await self._answer(conversation, text, observation["text"])
+                done = not await self._answer(conversation, text, observation, account)
         success = float(bool(info.get("success", reward > 0)))
         logged = {name: float(info[name]) for name in LOGGED_INFO if name in info}
         counts = {name: float(account[name]) for name in COUNTED_INFO if name in account}
@@ -119,22 +123,37 @@ class EnvironmentLoop(AgentLoopBase):
         outputs = [self._output(part, reward, 2 * num_turns, metrics, fields) for part in [*finished, conversation]]
         return outputs if finished else outputs[0]
 
-    async def _open(self, observation: dict[str, Any], row: dict[str, Any]) -> Conversation:
+    async def _open(self, observation: dict[str, Any], row: dict[str, Any], account: Counter) -> Conversation:
         """A new conversation: what the environment shows, after the method's guidance if there is any."""
         messages = observation.get("messages") or [{"role": "user", "content": observation["text"]}]
         guidance = row.get("guidance")
         if guidance:
             last, text = messages[-1], guidance[row["session_id"] % len(guidance)]
             messages = [*messages[:-1], {**last, "content": f"{text}\n\n{last['content']}"}]
-        tokens = await self.ct_build_initial_tokens(messages)
-        return Conversation(messages, tokens, self.rollout_config.calculate_log_probs)
+        images = await self._draw(observation, account)
+        messages = with_images(messages, images)
+        tokens = await self.ct_build_initial_tokens(messages, images=images or None)
+        return Conversation(messages, images, tokens, self.rollout_config.calculate_log_probs)
+
+    async def _draw(self, observation: dict[str, Any], account: Counter) -> list[Any]:
+        """The observation's images, drawn in a thread: other conversations go on meanwhile."""
+        pictures = observation.get("images") or []
+        self._assert_mm_supported(bool(pictures))
+        if not pictures:
+            return []
+        with CLOCK.running(account):
+            return await asyncio.to_thread(draw, pictures)
 
     async def _act(self, part: Conversation, sampling_params, row, turn: int, metrics: dict, fields: dict) -> str:
         """The model's next text, appended to the conversation."""
         params = self._turn_params(sampling_params, row, turn, self.response_length - len(part.mask))
         with simple_timer("generate_sequences", metrics):
             output = await self.server_manager.generate(
-                request_id=uuid4().hex, prompt_ids=part.tokens, sampling_params=params
+                request_id=uuid4().hex,
+                prompt_ids=part.tokens,
+                sampling_params=params,
+                image_data=part.images or None,
+                mm_processor_kwargs=dict(self.mm_processor_kwargs or {}) or None,
             )
         self._merge_extra_fields(fields, output.extra_fields)
         merged, part.mask, part.logprobs = await self.ct_merge_assistant_token(
@@ -152,16 +171,18 @@ class EnvironmentLoop(AgentLoopBase):
             return await asyncio.to_thread(environment.step, text)
         return environment.step(text)
 
-    async def _answer(self, part: Conversation, text: str, answer: str) -> bool:
+    async def _answer(self, part: Conversation, text: str, answer: dict[str, Any], account: Counter) -> bool:
         """Append the environment's answer; False, and nothing appended, when no room is left for a further action."""
+        images = await self._draw(answer, account)
         previous = [*part.messages, {"role": "assistant", "content": text}]
-        messages = [*previous, {"role": "user", "content": answer}]
+        messages = [*previous, *with_images([{"role": "user", "content": answer["text"]}], images)]
         merged, mask, logprobs = await self.ct_merge_context_msg(
             previous, messages, part.tokens, part.mask, part.logprobs
         )
         if len(mask) >= self.response_length:
             return False
         part.messages, part.tokens, part.mask, part.logprobs = messages, merged.token_ids, mask, logprobs
+        part.images = [*part.images, *images]
         return True
 
     @staticmethod
@@ -172,6 +193,7 @@ class EnvironmentLoop(AgentLoopBase):
             response_mask=part.mask,
             response_logprobs=part.logprobs,
             reward_score=reward,
+            multi_modal_data={"images": part.images} if part.images else None,
             num_turns=num_turns,
             metrics=metrics,
             extra_fields=dict(fields),

@@ -17,8 +17,9 @@ from tensordict import TensorDict
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
-from verl.utils.tensordict_utils import maybe_fix_3d_position_ids
 from verl.workers.engine_workers import TrainingWorker
+
+from verl_ext.images import mend_position_ids, mend_verl
 
 Shards = list[torch.Tensor | None]
 
@@ -46,6 +47,7 @@ class GradientWorker(TrainingWorker):
     """`TrainingWorker` for recipes that combine several gradients before one optimiser step."""
 
     def __init__(self, config):
+        mend_verl()
         super().__init__(config)
         self.reference: Shards | None = None
         self.optimizer_name = "main"
@@ -55,6 +57,16 @@ class GradientWorker(TrainingWorker):
         """Trainable parameters in a fixed order."""
         return [parameter for parameter in self.engine.module.parameters() if parameter.requires_grad]
 
+    def freeze_vision_tower(self) -> None:
+        """Train the language model alone (verl 0.9.1 has the key and reads it nowhere). ValueError without a tower."""
+        towers = [module for name, module in self.engine.module.named_modules() if name.rsplit(".", 1)[-1] == "visual"]
+        if not towers:
+            raise ValueError(
+                "actor_rollout_ref.actor.freeze_vision_tower=True, but the model has no vision tower; leave it out"
+            )
+        for tower in towers:
+            tower.requires_grad_(False)
+
     def backward(self, data: TensorDict, loss_fn) -> tuple[Shards, dict[str, float]]:
         """Accumulate the gradient of `loss_fn` over the micro-batches of `data` and set it aside.
 
@@ -62,7 +74,7 @@ class GradientWorker(TrainingWorker):
         global counts `batch_num_tokens` or `global_batch_size` and multiply by `dp_size`. Nothing is scaled or clipped,
         the parameters' own `.grad` is None afterwards and no optimiser step is taken.
         """
-        maybe_fix_3d_position_ids(data)
+        mend_position_ids(data)
         self._add_engine_defaults(data)
         with self.engine.train_mode():
             self.engine.optimizer_zero_grad()
@@ -72,7 +84,7 @@ class GradientWorker(TrainingWorker):
 
     def evaluate(self, data: TensorDict, loss_fn) -> dict[str, float]:
         """The metrics of `loss_fn` by forward passes only."""
-        maybe_fix_3d_position_ids(data)
+        mend_position_ids(data)
         self._add_engine_defaults(data)
         with self.engine.eval_mode():
             output = self.engine.forward_backward_batch(data, loss_fn, forward_only=True)
@@ -114,7 +126,7 @@ class GradientWorker(TrainingWorker):
 
     def log_probs(self, data: TensorDict) -> torch.Tensor:
         """log p of every token of the batch's sequences, as verl's nested tensor, by forward passes only."""
-        maybe_fix_3d_position_ids(data)
+        mend_position_ids(data)
         self._add_engine_defaults(data)
         with self.engine.eval_mode():
             output = self.engine.forward_backward_batch(data, None, forward_only=True)

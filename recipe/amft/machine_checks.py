@@ -73,6 +73,12 @@ def check_model(run: Run) -> None:
         raise ValueError(f"{file} is not JSON ({error}); copy the model folder again.") from None
     if values.get("model_type") == "mllama":
         raise _no_mllama(path)
+    if "vision_config" in values and run.needs.collected:
+        raise ValueError(
+            f"method={run.settings.method.name} learns from collected rollouts, which are kept as text without their "
+            f"images; {MODEL}.path={path} is a vision-language model: choose a method that learns from fresh rollouts."
+        )
+    values = values.get("text_config") or values
     context = values.get("max_position_embeddings")
     asked = run.value(f"{ROLLOUT}.max_model_len") or run.shape.sequence_length
     if context is not None and max(asked, run.shape.sequence_length) > context:

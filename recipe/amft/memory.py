@@ -21,7 +21,8 @@ from recipe.amft.config_checks import ACTOR, ROLLOUT, Run
 GIB = 2**30
 OVERHEAD_GIB = 3.0  # CUDA context, NCCL buffers, fragmentation
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2}
-QKV_BIAS = {"qwen2": True, "qwen3": False, "llama": False, "mistral": False}  # the families that are counted
+# The families that are counted, and whether their attention has biases.
+QKV_BIAS = {"qwen2": True, "qwen3": False, "llama": False, "mistral": False, "qwen2_5_vl": True}
 QUERY_KEY_NORM = ("qwen3",)
 
 
@@ -39,12 +40,16 @@ class Architecture:
     tie_word_embeddings: bool = False
     head_dim: int | None = None
     attention_bias: bool | None = None
+    vision_parameters: int = 0
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Architecture | None":
         """From `config.json` or `amft.model.architecture`; None for a family that is not counted."""
         if values.get("model_type") not in QKV_BIAS:
             return None
+        if "vision_config" in values:
+            text = {name: value for name, value in (values.get("text_config") or {}).items() if name != "model_type"}
+            values = {**values, **text, "vision_parameters": vision_parameters(values["vision_config"])}
         known = {item.name: values[item.name] for item in fields(cls) if values.get(item.name) is not None}
         missing = [name for name in list(cls.__annotations__)[:7] if name not in known]
         if missing:
@@ -77,7 +82,16 @@ class Architecture:
     def num_parameters(self) -> int:
         """P = L layers + embedding + output head (unless tied) + last norm."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_hidden_layers * self.layer_parameters + embeddings + self.hidden_size
+        return self.num_hidden_layers * self.layer_parameters + embeddings + self.hidden_size + self.vision_parameters
+
+
+def vision_parameters(config: Mapping[str, Any]) -> int:
+    """Of Qwen2.5-VL's vision tower: patch embedding, `depth` blocks with biases, and the merger of 2 x 2 patches."""
+    h, f, out = config["hidden_size"], config["intermediate_size"], config["out_hidden_size"]
+    patch = 3 * config.get("temporal_patch_size", 2) * config.get("patch_size", 14) ** 2
+    block = 4 * h * h + 4 * h + 3 * h * f + 2 * f + h + 2 * h
+    merged = h * config.get("spatial_merge_size", 2) ** 2
+    return patch * h + config["depth"] * block + h + merged * merged + merged + merged * out + out
 
 
 def read_architecture(settings, model_path: str | None) -> Architecture | None:

@@ -73,6 +73,8 @@ class StepDataTrainer(RecipeTrainer):
             max_prompt_length=config.data.max_prompt_length,
             max_response_length=config.data.max_response_length,
             template_kwargs=dict(config.data.apply_chat_template_kwargs),
+            processor=self.processor,
+            processor_kwargs=self.processor_kwargs(),
         )
         rows, self.reasons_left_out = [], []
         if self.needs.expert:
@@ -273,7 +275,18 @@ class StepDataTrainer(RecipeTrainer):
         """Demonstrations as a batch whose rows are spread over the ranks by length; no-op rows fill the last rank."""
         demonstrations, weights = zip(*rows, strict=True)
         order = self.row_order(rows)
-        return collate(demonstrations, weights, num_padding=len(order) - len(rows), order=order)
+        return collate(
+            demonstrations,
+            weights,
+            num_padding=len(order) - len(rows),
+            order=order,
+            processor=self.processor,
+            processor_kwargs=self.processor_kwargs(),
+        )
+
+    def processor_kwargs(self) -> dict:
+        """Settings of a vision-language model's processor, the same in rollouts and in training."""
+        return dict(self.config.data.get("mm_processor_kwargs") or {})
 
     def row_order(self, rows: WeightedDemonstrations) -> list[int]:
         """Indices of the rows, and of those that fill up, rank by rank."""

@@ -38,6 +38,7 @@ from verl_ext.watchdog import Watchdog
 
 STATE_FILE = "amft.json"
 STREAMS_FILE = "amft_streams.pt"
+STEP_SHARES = ("per_step_accuracy", "recognition_accuracy")  # beside success, where the environment gives them
 BEST, REFERENCE = "best_step_", "reference"  # folders of weights beside the checkpoints
 
 
@@ -412,9 +413,15 @@ class AMFTTrainer(StepDataTrainer):
             for name, value in metrics.items()
             if name.startswith("val-core/") and "/acc/mean@" in name
         }
+        extras = {
+            f"val/{name.split('/')[1]}/{name.split('/')[2]}": value
+            for name, value in metrics.items()
+            if name.startswith("val-aux/") and name.split("/")[2] in STEP_SHARES and "/mean@" in name
+        }
         return {
             "val/success": sum(by_source.values()) / len(by_source),
             **{f"val/{source}/success": value for source, value in by_source.items()},
+            **extras,
             "val/num_turns": float(metrics["val-aux/num_turns/mean"]),
         }
 
@@ -423,7 +430,7 @@ class AMFTTrainer(StepDataTrainer):
         path = self.folder.model_path()
         with self.watchdog.phase("export"):
             self.actor_rollout_wg.export_model(str(path))
-        self.tokenizer.save_pretrained(path)
+        (self.processor or self.tokenizer).save_pretrained(path)
 
     # ---- state -------------------------------------------------------------------------------------------------
 
@@ -433,6 +440,8 @@ class AMFTTrainer(StepDataTrainer):
         It is the model that the run was given; for a method that wants the warmed policy only until the warm-up's end,
         whose weights lie beside the checkpoints.
         """
+        if self.config.actor_rollout_ref.actor.freeze_vision_tower:
+            self.actor_rollout_wg.freeze_vision_tower()
         losses = (self.warm_up_loss, self.method.demonstration_loss)
         warmed = folder is not None and int(folder.name.rsplit("_", 1)[1]) >= self.settings.warm_up.steps
         if self.method.reference == "warmed" and warmed:

@@ -329,6 +329,10 @@ class AMFTWorker(ActorRolloutRefWorker):
         self.actor.configure(demonstration, rollout, meta, entropy_coefficient)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def freeze_vision_tower(self) -> None:
+        self.actor.freeze_vision_tower()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def keep_reference(self) -> None:
         self.actor.keep_reference()
 

@@ -1,15 +1,18 @@
 """The CPU platform and engines of verl 0.9.1.
 
-Importing this module registers `PlatformRegistry["cpu"]` and the FSDP2 engines for device "cpu", and fills the four
+Importing this module registers `PlatformRegistry["cpu"]` and the FSDP2 engines for device "cpu", and fills the five
 gaps between verl and a machine without an accelerator (each named at its place, with the file of verl that needs it).
 """
 
 import importlib.metadata
+import sys
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
+
+from verl_ext.cpu.processors import allow_images_without_torchvision, register_vllm_models
 
 
 def _alias_vllm_distribution() -> None:
@@ -166,6 +169,24 @@ def _load_value_head_with_sdpa() -> None:
     model_utils.load_valuehead_model = load_valuehead_model
 
 
+def _load_processors_without_torchvision() -> None:
+    """verl takes a processor that cannot be loaded for none; patched on its first use, for the import takes a while."""
+    import verl.utils
+    import verl.utils.tokenizer as tokenizers
+
+    load = tokenizers.hf_processor
+
+    def hf_processor(name_or_path, **kwargs):
+        allow_images_without_torchvision()
+        processor = load(name_or_path, **kwargs)
+        if processor is not None and "vllm.v1.engine.async_llm" in sys.modules:  # the process of vLLM's server
+            register_vllm_models()
+        return processor
+
+    verl.utils.hf_processor = tokenizers.hf_processor = hf_processor
+
+
 _alias_vllm_distribution()
 _complete_torch_cpu()
 _use_gloo_only()
+_load_processors_without_torchvision()

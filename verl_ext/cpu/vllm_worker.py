@@ -2,6 +2,10 @@
 
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
+from verl_ext.cpu.processors import allow_images_without_torchvision, register_vllm_models
+
+allow_images_without_torchvision()
+
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
     """verl's extension, with weights that stay loadable.
@@ -16,4 +20,6 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
 
         custom_ops._supports_onednn = False
         layer_utils.check_cpu_sgl_kernel = lambda n, k, dtype: False
+        if kwargs["vllm_config"].model_config.is_multimodal_model:
+            register_vllm_models()
         return super().__new__(cls, **kwargs)

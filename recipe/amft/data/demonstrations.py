@@ -5,7 +5,8 @@ both. Its prompt goes through the same token builder as a rollout's, and its res
 because template text behind that token is never emitted by the policy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +17,25 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
+from recipe.amft.tasks.environment import IMAGE, begin
+from verl_ext.images import model_inputs, prompt_tokens
+
+DRAWING_THREADS = 8
+
 
 @dataclass(frozen=True)
 class Demonstration:
     """Token ids of one demonstration; the response ends with the end-of-sequence token.
 
     `mask` has a 0 where a token of the response is not learned (what an environment wrote); None learns all.
+    `pictures` are those of the prompt, drawn when a batch needs them.
     """
 
     row_id: str
     prompt: list[int]
     response: list[int]
     mask: list[int] | None = None
+    pictures: tuple[Any, ...] = ()
 
 
 class BadRow(ValueError):
@@ -41,14 +49,27 @@ class DemonstrationTokenizer:
         tokenizer: of the policy, with its chat template.
         model_type: Hugging Face `model_type`, which selects the same token builder as in rollouts.
         max_prompt_length, max_response_length: limits in tokens, those of the rollouts.
+        processor, processor_kwargs: of a vision-language model, as in rollouts; None for a text model.
     """
 
     def __init__(
-        self, tokenizer, model_type: str, max_prompt_length: int, max_response_length: int, template_kwargs=None
+        self,
+        tokenizer,
+        model_type: str,
+        max_prompt_length: int,
+        max_response_length: int,
+        template_kwargs=None,
+        processor=None,
+        processor_kwargs: Mapping[str, Any] | None = None,
     ):
         self.tokenizer = tokenizer
+        self.processor = processor
         self.builder = create_continuous_token_builder(
-            tokenizer, hf_model_type=model_type, chat_template_kwargs=template_kwargs or {}
+            tokenizer,
+            hf_model_type=model_type,
+            chat_template_kwargs=template_kwargs or {},
+            processor=processor,
+            mm_processor_kwargs=dict(processor_kwargs or {}),
         )
         self.max_prompt_length = max_prompt_length
         self.max_response_length = max_response_length
@@ -59,7 +80,12 @@ class DemonstrationTokenizer:
         target = row.get("target")
         if not target or not str(target[0].get("content") or "").strip():
             raise BadRow(f"row {row_id} has no target: a demonstration needs `target=[{{role, content}}]`")
-        prompt = self.builder.build_initial_tokens([dict(message) for message in row["prompt"]])
+        pictures = self._pictures(row, row_id)
+        messages = [dict(message) for message in row["prompt"]]
+        try:
+            prompt = self._prompt_tokens(messages, pictures)
+        except ValueError as error:
+            raise BadRow(f"row {row_id}: {error}") from None
         text = self._without_prefilled_start(prompt, target[0]["content"])
         response = self.tokenizer.encode(text, add_special_tokens=False)
         eos = self.tokenizer.eos_token_id
@@ -68,7 +94,22 @@ class DemonstrationTokenizer:
         response = [*response, eos]
         self._check_length(row_id, "prompt", len(prompt), self.max_prompt_length, "data.max_prompt_length")
         self._check_length(row_id, "target", len(response), self.max_response_length, "data.max_response_length")
-        return Demonstration(row_id, prompt, response)
+        return Demonstration(row_id, prompt, response, pictures=pictures)
+
+    def _pictures(self, row: dict[str, Any], row_id: str) -> tuple[Any, ...]:
+        """The images of a prompt that shows some, from the environment that the row names."""
+        if not any(IMAGE in str(message["content"]) for message in row["prompt"]):
+            return ()
+        if self.processor is None:
+            raise BadRow(f"row {row_id} shows images, and the model has no image processor: take a vision model")
+        if not (row.get("extra_info") or {}).get("env_id"):
+            raise BadRow(f"row {row_id} shows images and names no environment that draws them (extra_info.env_id)")
+        return tuple(begin(row)[1]["images"])
+
+    def _prompt_tokens(self, messages: list[dict[str, Any]], pictures: tuple[Any, ...]) -> list[int]:
+        if self.processor is None:
+            return self.builder.build_initial_tokens(messages)
+        return prompt_tokens(self.builder, messages, pictures)
 
     def _without_prefilled_start(self, prompt: list[int], text: str) -> str:
         """Drop a leading <think> tag that the template's generation prompt has already written."""
@@ -160,13 +201,18 @@ def collate(
     weights: Sequence[float] | None = None,
     num_padding: int = 0,
     order: Sequence[int] | None = None,
+    processor: Any = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
 ) -> TensorDict:
     """B demonstrations as the fields of a rollout row: jagged (B, j) tensors; `response_mask` is 1 on the response.
 
     `weights` (B,) become the field `advantages`, repeated over the response's tokens. `num_padding` rows without a
-    learned token are appended; `order` permutes all rows.
+    learned token are appended; `order` permutes all rows. With the `processor` of a vision-language model every row has
+    position ids (4, j) and its images' `multi_modal_inputs`, as rollout rows have.
     """
     filler = Demonstration("padding", demonstrations[0].prompt[:1], demonstrations[0].response[-1:])
+    if processor is not None:
+        filler = demonstrations[0]  # with an image, for every micro-batch runs the vision tower
     rows = [*demonstrations, *[filler] * num_padding]
     learned = [True] * len(demonstrations) + [False] * num_padding
     factors = [*(weights if weights is not None else [1.0] * len(demonstrations)), *[0.0] * num_padding]
@@ -190,8 +236,17 @@ def collate(
         fields["advantages"] = [
             torch.full((len(response),), factors[index]) for index, response in zip(order, responses, strict=True)
         ]
+    tensors: dict[str, Any] = {}
+    if processor is not None:
+        with ThreadPoolExecutor(DRAWING_THREADS) as pool:
+            pairs = zip([rows[index].pictures for index in order], sequences, strict=True)
+            made = list(pool.map(lambda pair: model_inputs(processor, *pair, processor_kwargs or {}), pairs))
+        tensors["multi_modal_inputs"] = [inputs for inputs, _ in made]
+        del fields["position_ids"]
+        tensors["position_ids"] = tu.nested_tensor_from_tensor_list([ids for _, ids in made], ragged_idx=2)
+    tensors |= {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in fields.items()}
     return tu.get_tensordict(
-        {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in fields.items()},
+        tensors,
         non_tensor_dict={
             "temperature": 1.0,
             "calculate_entropy": True,

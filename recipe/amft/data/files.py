@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recipe.amft.tasks.environment import IMAGE
+
 ENVIRONMENT_FIELDS = ("env_id", "env_kwargs", "seed", "options")  # of extra_info, read by the environment agent loop
 EXAMPLE_LENGTH = 80
 
@@ -56,22 +58,36 @@ def normalised(prompt: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(" ".join(str(message["content"]) for message in prompt).casefold().split())
 
 
+def shown(row: Mapping[str, Any]) -> str:
+    """What a row poses: its normalised prompt, and for images what they are drawn from, for they say nothing by text.
+
+    That is the row's environment options, or its seed where it has none.
+    """
+    text = normalised(row["prompt"])
+    info = row.get("extra_info")
+    if IMAGE not in text or not info:
+        return text
+    options = info.get("options")
+    return f"{text} {options}" if options not in (None, "", "{}") else f"{text} seed {info.get('seed')}"
+
+
 def _read_prompts(split: Split, rows_name_environment: bool) -> list[str]:
-    """The normalised prompt of every row."""
+    """What every row poses."""
     if not split.files:
         raise ValueError(f"{split.key}=[] names no file; give one or more parquet files.")
     prompts: list[str] = []
     for name in split.files:
         file = _open(split.key, name)
         _check_columns(split, name, file.schema_arrow, rows_name_environment)
-        rows = file.read(columns=["prompt"])["prompt"].to_pylist()
-        empty = [index for index, prompt in enumerate(rows) if not prompt or not prompt[0]["content"]]
+        columns = [name for name in ("prompt", "extra_info") if name in file.schema_arrow.names]
+        rows = file.read(columns=columns).to_pylist()
+        empty = [index for index, row in enumerate(rows) if not row["prompt"] or not row["prompt"][0]["content"]]
         if empty:
             raise ValueError(
                 f"{len(empty)} of {len(rows)} rows of {name} ({split.key}) have an empty prompt (the first is row "
                 f"{empty[0]}); leave them out or fill them."
             )
-        prompts += [normalised(prompt) for prompt in rows]
+        prompts += [shown(row) for row in rows]
     return prompts
 
 

@@ -6,10 +6,12 @@
 
 The first writes train.parquet, validation.parquet and test.parquet in verl's row schema (that of OpenR1-Math-46k-8192).
 The second writes the papers' two evaluations of 234 hands, always the same ones: test_id.parquet, and test_rule.parquet
-where J, Q and K count as 11, 12 and 13. Given together, no hand of test_id is used for anything else.
+where J, Q and K count as 11, 12 and 13; with `--modality image` also test_visual.parquet, the first with red suits.
+Given together, no hand of test_id is used for anything else.
 """
 
 import argparse
+import json
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -82,8 +84,9 @@ def build_evaluation(
 ) -> tuple[dict[str, list[dict[str, Any]]], list[Hand]]:
     """Rows of `test_id` (the game of `env_kwargs`) and `test_rule` (the other face rule); the hands of `test_id`.
 
-    Each has `num_hands` solvable hands, those of `test_rule` with a J, Q or K. Their `data_source` is
-    general_points_id and general_points_rule, so that verl reports them apart.
+    Each has `num_hands` solvable hands, those of `test_rule` with a J, Q or K. With modality `image` there is also
+    `test_visual`: the hands of `test_id` in red. Their `data_source` is general_points_id, general_points_rule and
+    general_points_visual, so that verl reports them apart.
     """
     shifted = env_kwargs | {"face_rule": OTHER_RULE[_environment(env_kwargs).face_rule], "require_face": True}
     rng = random.Random(seed)
@@ -96,7 +99,17 @@ def build_evaluation(
         )
         for row in rows[split]:
             row["data_source"] = f"{ENV_ID}_{split.removeprefix('test_')}"
+    if env_kwargs.get("modality") == "image":
+        rows["test_visual"] = [_in_red(row) for row in rows["test_id"]]
     return rows, hands["test_id"]
+
+
+def _in_red(row: dict[str, Any]) -> dict[str, Any]:
+    """The same hand with red suits: the visual shift of Chu et al."""
+    info = row["extra_info"]
+    kwargs = json.dumps(json.loads(info["env_kwargs"]) | {"colours": "red"}, sort_keys=True)
+    changed = info | {"id": f"{info['id']}/colours=red", "env_kwargs": kwargs, "split": "test_visual"}
+    return row | {"data_source": f"{ENV_ID}_visual", "extra_info": changed}
 
 
 def write_parquet(rows: list[dict[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -203,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", default=defaults.mode, help="paper | upstream")
     parser.add_argument("--reward", default=defaults.reward, help="success | shaped")
     parser.add_argument("--verify-iter", type=int, default=defaults.verify_iter, help="attempts per hand")
+    parser.add_argument("--modality", default=defaults.modality, help="text | image")
+    parser.add_argument("--colours", default=defaults.colours, help="of the suits in images: black | red | mixed")
+    parser.add_argument("--image-size", type=int, default=defaults.image_size, help="pixels per side")
     parser.add_argument("--targets", type=_target_range, default=range(24, 25), metavar="N|FIRST-LAST")
     for split in SPLITS:
         parser.add_argument(f"--{split}", type=int, metavar="HANDS")

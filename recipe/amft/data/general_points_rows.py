@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 from recipe.amft.data.general_points_hands import Hand, numbers
-from recipe.amft.tasks.general_points import prompts, solver
+from recipe.amft.tasks.general_points import solver
 from recipe.amft.tasks.general_points.environment import GeneralPoints
 
 ENV_ID = "general_points"
@@ -60,8 +60,7 @@ def turn_into_revisions(
         environment.reset(info["seed"], options)
         for _ in range(rng.randint(1, most)):
             formula = rng.choice(solver.formulas(values, rng.choice(others)))
-            style, face_rule = environment.prompt_style, environment.face_rule
-            attempt = prompts.demonstration(options["cards"], options["target"], face_rule, style, formula)
+            attempt = environment.answer(formula)
             observation, _, _, _, _ = environment.step(attempt)
             row["prompt"] = [
                 *row["prompt"],

@@ -29,7 +29,18 @@ SPLITS: tuple[NameSet, ...] = ("train", "validation", "test")
 EVALUATION_ROUTES, OTHER_CITY_ROUTES = 48, 18  # those of Chu et al.
 EVALUATION_SEED = 42
 OTHER_ACTION_SPACE = {"absolute": "relative", "relative": "absolute"}
-ENVIRONMENT_OPTIONS = ("context", "verify_iter", "straight_points", "drop_rate", "mode", "reward", "prompt_style")
+ENVIRONMENT_OPTIONS = (
+    "context",
+    "verify_iter",
+    "straight_points",
+    "drop_rate",
+    "mode",
+    "reward",
+    "prompt_style",
+    "modality",
+    "view_size",
+    "panoramas",
+)
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,8 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("action_space", *ENVIRONMENT_OPTIONS):
         default = getattr(environment, name)
         choices = " | ".join(CHOICES[name]) if name in CHOICES else None
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=choices)
+        kind = str if default is None else type(default)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=choices)
     return parser
 
 

@@ -9,6 +9,7 @@ from typing import Any, NotRequired, Protocol, TypedDict, cast
 
 # env_id -> import path. A user's own environment needs no entry here: its import path is its env_id.
 ENVIRONMENTS = {
+    "card_reading": "recipe.amft.tasks.card_reading.environment:CardReading",
     "general_points": "recipe.amft.tasks.general_points.environment:GeneralPoints",
     "math": "recipe.amft.tasks.math.environment:MathProblem",
     "virl": "recipe.amft.tasks.virl.environment:Navigation",
@@ -17,11 +18,26 @@ ENVIRONMENTS = {
 }
 
 
+IMAGE = "<image>"  # where a text shows the next of its observation's images
+
+
+class Picture(Protocol):
+    """An image that is drawn when it is needed, away from the event loop; a PIL image serves as well."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+
+    def draw(self) -> Any:
+        """The PIL image, RGB; the same each time."""
+
+
 class Observation(TypedDict):
     """What the model sees next: a user message; `reset_context` drops the conversation before it.
 
     The first observation, and one that resets the context, may carry `messages`, a whole opening chat (with a system
-    message, say), which then stands in place of `text`.
+    message, say), which then stands in place of `text`. `images` (pictures, or PIL images) stand where the texts say
+    IMAGE, in order.
     """
 
     text: str

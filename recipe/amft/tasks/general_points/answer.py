@@ -1,4 +1,4 @@
-"""The formula of a model's output, found by a tolerant scan: JSON, nearly JSON, or either one inside other text."""
+"""Formula and cards of a model's output, found by a tolerant scan: JSON, nearly JSON, or either one inside a text."""
 
 import json
 import re
@@ -7,10 +7,13 @@ from typing import NamedTuple
 from recipe.amft.tasks.general_points.formula import FormulaError
 
 MAX_CHARACTERS = 200_000
+MAX_CARDS_TEXT = 400  # characters of a list of cards that are looked at
 
 _KEY = re.compile(r'"formula"\s*:\s*')
 _STRING = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 _UPSTREAM = re.compile(r'"formula": "(.*?)"')
+_CARDS = re.compile(rf'"cards"\s*:\s*\[([^\[\]]{{0,{MAX_CARDS_TEXT}}})\]')
+_UPSTREAM_CARDS = re.compile(r'"cards": \[(.*?)\]')
 
 
 class Answer(NamedTuple):
@@ -45,6 +48,27 @@ def find_upstream_answer(output: str) -> Answer:
         match = _UPSTREAM.search(output)
         formula = match[1] if match else "None"
     return _split(formula)
+
+
+def find_cards(output: str) -> list[str]:
+    """The first list of cards in `output` (mode `paper`), as JSON or with other quotes; empty where there is none."""
+    match = _CARDS.search(output) if len(output) <= MAX_CHARACTERS else None
+    return [] if match is None else [card.strip(" \t\r\n'\"").upper() for card in match[1].split(",")]
+
+
+def find_upstream_cards(output: str, num_cards: int) -> list[str]:
+    """As the public code reads it: nothing from a list in valid JSON, `[ ] '` and spaces stripped from any other."""
+    if len(output) > MAX_CHARACTERS:
+        return []
+    try:
+        cards = json.loads(output)["cards"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        match = _UPSTREAM_CARDS.search(output)
+        cards = match[1] if match else ""
+    if not isinstance(cards, str):
+        return []
+    parts = cards.translate(str.maketrans("", "", "[] '")).split(",")
+    return parts if len(parts) == num_cards else []
 
 
 def _unescape(text: str) -> str:

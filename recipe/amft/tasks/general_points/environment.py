@@ -1,4 +1,5 @@
-"""General Points, text form (GP-L): a hand of cards, a target, and a verifier that says why an answer failed."""
+"""General Points in text (GP-L) or with an image of the cards (GP-VL): a hand, a target, and a verifier that says why
+an answer failed."""
 
 import random
 from collections.abc import Sequence
@@ -7,17 +8,28 @@ from typing import Any, get_args
 
 from recipe.amft.tasks.environment import Observation
 from recipe.amft.tasks.general_points import prompts, solver
-from recipe.amft.tasks.general_points.cards import FIRST_FACE_RANK, MAX_RANK, FaceRule, card_value, draw_ranks
-from recipe.amft.tasks.general_points.prompts import PromptStyle
-from recipe.amft.tasks.general_points.verifier import REWARDS, Mode, Verdict, verify
+from recipe.amft.tasks.general_points.cards import (
+    FIRST_FACE_RANK,
+    MAX_RANK,
+    RANK_NAMES,
+    FaceRule,
+    card_value,
+    draw_ranks,
+)
+from recipe.amft.tasks.general_points.prompts import Modality, PromptStyle
+from recipe.amft.tasks.general_points.verifier import REWARDS, Mode, Verdict, misread, recognized, verify
+from recipe.amft.tasks.rendering.cards import COLOURS, IMAGE_SIZE, HandPicture
 
 MAX_DRAWS = 10_000
 RESET_OPTIONS = ("cards", "target", "require_face")
+INTEGERS = (("num_cards", 2, 5), ("ranks", 1, MAX_RANK), ("verify_iter", 1, None), ("image_size", 64, 4096))
 CHOICES = {
     "face_rule": get_args(FaceRule),
     "mode": get_args(Mode),
     "reward": ("success", "shaped"),
     "prompt_style": get_args(PromptStyle),
+    "modality": get_args(Modality),
+    "colours": tuple(COLOURS),
 }
 
 
@@ -38,15 +50,25 @@ class GeneralPoints:
     mode: Mode = "paper"
     reward: str = "success"  # 1.0 for a correct answer, else 0.0; or `shaped`: the verdict's reward
     prompt_style: PromptStyle = "paper"
+    modality: Modality = "text"  # or `image`: the cards are shown in a picture, and an answer has to name them
+    colours: str = "black"  # of the suits in the picture (in distribution), `red` (visual shift) or `mixed`
+    image_size: int = IMAGE_SIZE  # pixels per side
 
     _hand: tuple[int, ...] = field(default=(), init=False)  # ranks as shown
     _hand_target: int = field(default=0, init=False)
     _solution: str = field(default="", init=False)
+    _suits: tuple[str, ...] = field(default=(), init=False)
     _attempts: int = field(default=0, init=False)
+    _recognized: int = field(default=0, init=False)  # attempts that named the cards
     _ended: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        for name, low, high in (("num_cards", 2, 5), ("ranks", 1, MAX_RANK), ("verify_iter", 1, None)):
+        for name, low, high in (
+            ("num_cards", 2, 5),
+            ("ranks", 1, MAX_RANK),
+            ("verify_iter", 1, None),
+            ("image_size", 64, 4096),
+        ):
             value = getattr(self, name)
             if not _is_integer(value) or value < low or (high is not None and value > high):
                 allowed = f"{low} or more" if high is None else f"{low} to {high}"
@@ -78,19 +100,27 @@ class GeneralPoints:
         solutions = solver.formulas(self._values(hand), target)
         self._hand, self._hand_target = hand, target
         self._solution = solutions[seed % len(solutions)]
-        self._attempts, self._ended = 0, False
-        text = prompts.prompt(hand, target, self.face_rule, self.prompt_style)
-        return _observation(text), {"cards": list(hand), "target": target, "num_solutions": len(solutions)}
+        self._attempts, self._recognized, self._ended = 0, 0, False
+        suits = random.Random(f"suits/{seed}")
+        self._suits = tuple(suits.choice(COLOURS[self.colours]) for _ in hand)
+        text = prompts.prompt(hand, target, self.face_rule, self.prompt_style, self.modality)
+        observation = _observation(text)
+        if self.modality == "image":
+            observation["images"] = [HandPicture(tuple(zip(hand, self._suits, strict=True)), self.image_size)]
+        return observation, {"cards": list(hand), "target": target, "num_solutions": len(solutions)}
 
     def step(self, text: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Judges one answer; info: verdict, reason, success, attempts, formula, right_side_differs."""
+        """Judges one answer; info: verdict, reason, success, attempts, formula, right_side_differs.
+
+        With modality `image` also recognition_accuracy: the share of the attempts so far that named the shown cards.
+        """
         if self._ended:
             raise RuntimeError("step() without an open episode: call reset() first")
         self._attempts += 1
         if self._attempts > self.verify_iter:  # mode `upstream` only
             verdict = Verdict("truncated", REWARDS["truncated"], "truncated")
         else:
-            verdict = verify(text, self._values(self._hand), self._hand_target, self.mode)
+            verdict = self._judge(text)
         last_attempt = self.verify_iter if self.mode == "paper" else self.verify_iter + 1
         terminated = verdict.success
         truncated = not terminated and self._attempts == last_attempt
@@ -104,14 +134,28 @@ class GeneralPoints:
             "formula": verdict.formula,
             "right_side_differs": verdict.right_side_differs,
         }
+        if self.modality == "image":
+            info["recognition_accuracy"] = self._recognized / min(self._attempts, self.verify_iter)
         message = "" if self._ended else prompts.feedback(verdict, self.prompt_style)
         return _observation(message), reward, terminated, truncated, info
 
     def expert_action(self) -> str:
         """A solution of the hand in the answer format; which one of the distinct ones, the seed says."""
+        return self.answer(self._solution)
+
+    def answer(self, formula: str) -> str:
+        """`formula` in the answer format, with the hand's cards and target."""
         if not self._hand:
             raise RuntimeError("expert_action() without a hand: call reset() first")
-        return prompts.demonstration(self._hand, self._hand_target, self.face_rule, self.prompt_style, self._solution)
+        rule, style = self.face_rule, self.prompt_style
+        return prompts.demonstration(self._hand, self._hand_target, rule, style, formula, self.modality, self.mode)
+
+    def _judge(self, text: str) -> Verdict:
+        if self.modality == "image":
+            if not recognized(text, [RANK_NAMES[rank] for rank in self._hand], self.mode):
+                return misread()
+            self._recognized += 1
+        return verify(text, self._values(self._hand), self._hand_target, self.mode)
 
     def _values(self, hand: Sequence[int]) -> list[int]:
         return [card_value(rank, self.face_rule) for rank in hand]

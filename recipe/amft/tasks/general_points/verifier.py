@@ -11,17 +11,24 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from recipe.amft.tasks.general_points.answer import Answer, find_answer, find_upstream_answer
+from recipe.amft.tasks.general_points.answer import (
+    Answer,
+    find_answer,
+    find_cards,
+    find_upstream_answer,
+    find_upstream_cards,
+)
 from recipe.amft.tasks.general_points.formula import MAX_CHARACTERS, FormulaError, evaluate, numbers, parse
 
 Mode = Literal["paper", "upstream"]
-Name = Literal["correct", "wrong_value", "wrong_numbers", "illegal", "partial", "truncated"]
+Name = Literal["correct", "wrong_value", "wrong_numbers", "illegal", "partial", "misread", "truncated"]
 
 REWARDS: dict[Name, float] = {
     "correct": 5.0,
     "partial": 1.0,  # upstream only: a solution without its last ")"
     "wrong_value": -1.0,
     "truncated": -1.0,
+    "misread": -1.5,  # image form only
     "wrong_numbers": -2.0,
     "illegal": -3.0,
 }
@@ -53,6 +60,17 @@ def verify(output: str, card_numbers: Sequence[int], target: int, mode: Mode = "
         return Verdict("illegal", REWARDS["illegal"], str(error))
     judge = _paper if mode == "paper" else _upstream
     return judge(answer, Counter(card_numbers), target)
+
+
+def recognized(output: str, card_names: Sequence[str], mode: Mode = "paper") -> bool:
+    """Whether the cards that the first answer in `output` reports are `card_names`, in any order."""
+    cards = find_cards(output) if mode == "paper" else find_upstream_cards(output, len(card_names))
+    return Counter(cards) == Counter(card_names)
+
+
+def misread() -> Verdict:
+    """The verdict on an answer that reports other cards than the image shows; its formula is not looked at."""
+    return Verdict("misread", REWARDS["misread"], "you recognized wrong cards")
 
 
 def _paper(answer: Answer, cards: Counter[int], target: int) -> Verdict:

@@ -1,4 +1,4 @@
-"""V-IRL navigation in text: walk the expert's path by saying the expert's action at each location."""
+"""V-IRL navigation, in text or by views: walk the expert's path by saying the expert's action at each location."""
 
 import random
 from collections.abc import Mapping
@@ -7,14 +7,16 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from recipe.amft.tasks.environment import Observation
+from recipe.amft.tasks.rendering.panorama import PanoramaPicture, panorama_folder
+from recipe.amft.tasks.rendering.street import VIEW_SIZE, StreetPicture
 from recipe.amft.tasks.virl import prompts
 from recipe.amft.tasks.virl.city import CityOptions, make_city
 from recipe.amft.tasks.virl.instructions import Mode, parse_landmark
-from recipe.amft.tasks.virl.prompts import PromptStyle
+from recipe.amft.tasks.virl.prompts import Modality, PromptStyle
 from recipe.amft.tasks.virl.rail import Rail, build_rail
 from recipe.amft.tasks.virl.routes import Route, parse_route, read_route_file
 from recipe.amft.tasks.virl.trips import sample_routes
-from recipe.amft.tasks.virl.verifier import ActionSpace, Verdict, verdict, verify
+from recipe.amft.tasks.virl.verifier import ActionSpace, Verdict, recognized, verdict, verify
 
 RESET_OPTIONS = ("route", "route_index", "location")
 CHOICES = {
@@ -23,6 +25,7 @@ CHOICES = {
     "mode": get_args(Mode),
     "reward": ("success", "shaped", "per_step"),
     "prompt_style": get_args(PromptStyle),
+    "modality": get_args(Modality),
 }
 
 
@@ -45,7 +48,11 @@ class Navigation:
     mode: Mode = "paper"
     reward: str = "success"  # 1.0 at the end of a solved episode; `shaped`: the table; `per_step`: share of locations
     prompt_style: PromptStyle = "paper"
+    modality: Modality = "text"  # or `image`: the current observation is a picture of four views
+    view_size: int = VIEW_SIZE  # pixels per side of a view
+    panoramas: str | None = None  # a folder of panoramas; None: views of the route's synthetic city
 
+    _route_city: CityOptions | None = field(default=None, init=False)  # of the route
     _rail: Rail | None = field(default=None, init=False)
     _names: tuple[str, ...] = field(default=(), init=False)  # of the route's landmarks
     _first: int = field(default=0, init=False)  # index of the location at which the episode began
@@ -53,6 +60,7 @@ class Navigation:
     _attempts: int = field(default=0, init=False)  # at this location
     _steps: int = field(default=0, init=False)
     _right_steps: int = field(default=0, init=False)
+    _recognized: int = field(default=0, init=False)  # steps whose answer reported the observation rightly
     _ended: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +82,10 @@ class Navigation:
         if not isinstance(self.city, Mapping):
             raise ValueError(f"city must be a mapping of city options; got {self.city!r}")
         CityOptions.from_mapping(self.city)
+        if not _is_integer(self.view_size) or not 32 <= self.view_size <= 2048:
+            raise ValueError(f"view_size must be an integer, 32 to 2048; got {self.view_size!r}")
+        if self.panoramas is not None and not isinstance(self.panoramas, str):
+            raise ValueError(f"panoramas must be the path of a folder of panoramas; got {self.panoramas!r}")
 
     def reset(self, seed: int, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Starts at the beginning of a route, or at options["location"], with the expert's actions as the history.
@@ -94,8 +106,9 @@ class Navigation:
             raise ValueError(f"options['location'] must be 0 to {len(rail.locations) - 1}; got {location!r}")
         landmarks = (parse_landmark(milestone.landmark) for milestone in rail.milestones)
         self._names = tuple(landmark.name for landmark in landmarks if landmark)
+        self._route_city = CityOptions.from_mapping(route.city) if route.city else None
         self._rail, self._first, self._location = rail, location, location
-        self._attempts = self._steps = self._right_steps = 0
+        self._attempts = self._steps = self._right_steps = self._recognized = 0
         self._ended = False
         info = {"destination": route.destination, "num_locations": len(rail.locations), "location": location}
         return self._opening(rail), info
@@ -104,7 +117,8 @@ class Navigation:
         """Judges one answer.
 
         info: verdict, reason, action, success, per_step_accuracy (right steps / steps; every attempt is a step),
-        num_steps, attempts (at the location that was judged), location (its index), num_locations.
+        num_steps, attempts (at the location that was judged), location (its index), num_locations. With modality
+        `image` and the paper's prompts also recognition_accuracy: the share of steps that reported what is there.
         """
         rail = self._rail
         if self._ended or rail is None:
@@ -112,6 +126,8 @@ class Navigation:
         self._attempts += 1
         self._steps += 1
         judged, location, attempts = self._judge(text), self._location, self._attempts
+        if self.modality == "image":
+            self._recognized += recognized(text, rail.locations[location], self._names)
         self._right_steps += judged.success
         last_attempt = self.verify_iter if self.mode == "paper" else self.verify_iter + 1
         truncated = not judged.success and attempts == last_attempt
@@ -131,6 +147,8 @@ class Navigation:
             "location": location,
             "num_locations": len(rail.locations),
         }
+        if self.modality == "image" and self.prompt_style == "paper":
+            info["recognition_accuracy"] = self._recognized / self._steps
         return self._next_observation(rail, judged), self._reward(rail, judged, terminated), terminated, truncated, info
 
     def expert_action(self) -> str:
@@ -174,9 +192,11 @@ class Navigation:
         chat = [{"role": "user", "content": prompts.prompt(rail, 0, self.action_space, self.prompt_style)}]
         for index in range(self._first):
             answer = prompts.demonstration(rail, index, self.action_space, self.prompt_style)
-            following = prompts.observation(rail.locations[index + 1], index + 1, self.prompt_style)
+            shown = self.modality if index + 1 == self._first else "text"  # earlier observations stay text
+            following = prompts.observation(rail.locations[index + 1], index + 1, self.prompt_style, shown)
             chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": following}]
-        return {"text": chat[-1]["content"], "images": [], "reset_context": False, "messages": chat}
+        images = self._pictures(rail)
+        return {"text": chat[-1]["content"], "images": images, "reset_context": False, "messages": chat}
 
     def _next_observation(self, rail: Rail, judged: Verdict) -> Observation:
         if self._ended:
@@ -185,12 +205,27 @@ class Navigation:
             return {"text": prompts.feedback(judged, self.prompt_style), "images": [], "reset_context": False}
         if self.context == "per_location":
             return self._fresh(rail, reset_context=True)
-        text = prompts.observation(rail.locations[self._location], self._location, self.prompt_style)
-        return {"text": text, "images": [], "reset_context": False}
+        text = prompts.observation(rail.locations[self._location], self._location, self.prompt_style, self.modality)
+        return {"text": text, "images": self._pictures(rail), "reset_context": False}
 
     def _fresh(self, rail: Rail, reset_context: bool) -> Observation:
-        text = prompts.prompt(rail, self._location, self.action_space, self.prompt_style)
-        return {"text": text, "images": [], "reset_context": reset_context}
+        text = prompts.prompt(rail, self._location, self.action_space, self.prompt_style, self.modality)
+        return {"text": text, "images": self._pictures(rail), "reset_context": reset_context}
+
+    def _pictures(self, rail: Rail) -> list[Any]:
+        """The views at the current location; ValueError where the route has none."""
+        if self.modality == "text":
+            return []
+        location = rail.locations[self._location]
+        if self.panoramas is not None:
+            name = location.panorama or panorama_folder(self.panoramas).nearest(location.geocode)
+            return [PanoramaPicture(self.panoramas, name, location.heading, self.view_size)]
+        if self._route_city is None or location.panorama is None:
+            raise ValueError(
+                "modality='image' needs views: this route is of no synthetic city, so give the folder of its "
+                "panoramas (panoramas=DIR; docs/vision.md), or play it with modality='text'"
+            )
+        return [StreetPicture(self._route_city, location.panorama, location.heading, self.view_size)]
 
 
 @lru_cache(maxsize=8)

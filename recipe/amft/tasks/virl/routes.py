@@ -9,7 +9,7 @@ and `city` (what builds the city again).
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +43,8 @@ class Milestone:
 class Route:
     """A route as the environment needs it: leg i goes to leg_ends[i]; the last leg's end is the destination.
 
-    `init_heading` 0 means that the episode draws one. `panoramas` holds those of each leg, or nothing.
+    `init_heading` 0 means that the episode draws one. `panoramas` holds those of each leg, or nothing. `city` builds
+    the synthetic city of the route again, None without one.
     """
 
     start: Geocode
@@ -52,6 +53,7 @@ class Route:
     destination: str
     init_heading: int
     panoramas: tuple[tuple[Panorama, ...], ...] = ()
+    city: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
 class RouteError(ValueError):
@@ -107,6 +109,7 @@ def parse_route(route: Any, where: str = "route") -> Route:
         destination=str(destination or "destination"),
         init_heading=_init_heading(route.get("init_heading"), where),
         panoramas=_panoramas(results.get("panorama_list"), len(leg_ends), where),
+        city=route.get("city"),
     )
 
 

@@ -72,6 +72,12 @@ def verify(
     return verdict("misread", problem, action) if problem else verdict("wrong_action", WRONG_ACTION, action)
 
 
+def recognized(output: str, location: Location, names: Collection[str] = ()) -> bool:
+    """Whether the observation reported in `output` is that of `location`, whatever its action; no report is not."""
+    observation = _field(output, "current observation")
+    return observation is not None and _misread(observation, location, names) is None
+
+
 def normalised_action(text: str) -> str:
     """Lower case, single spaces, no quotes around the direction, aliases resolved: `turn_direction(slightly right)`."""
     bare = " ".join(text[:MAX_FIELD].lower().split())

@@ -1,0 +1,1 @@
+"""Read the rank of one card: the smallest task that pixels decide."""
