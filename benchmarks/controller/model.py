@@ -1,9 +1,10 @@
-"""A character-level transformer whose parameters are one flat vector: a run costs seconds on one core.
+"""A character-level neural language model after Bengio et al. (2003), many runs of it at once: about a second a run.
 
-One vector means one tensor for the gradient, the tangent and AdamW's moments, so that the functions of
-`recipe.amft.algorithm`, which take lists of tensors, get lists of one.
+A token's logits come from the sum of one embedding for each position's token so far, then two hidden layers. The
+parameters of a run are one flat vector, so that the functions of `recipe.amft.algorithm`, which take lists of tensors,
+get lists of one; those of several runs are stacked, and every operation is done for all runs together.
 
-Shapes: B sequences, P prompt tokens, T response tokens, L = P + T, V vocabulary, D width.
+Shapes: R runs, B sequences, P prompt tokens, T response tokens, V vocabulary, D width.
 """
 
 import math
@@ -20,17 +21,22 @@ class Shape:
     """Size of the model."""
 
     vocabulary: int
-    length: int  # of the longest sequence
-    width: int = 32
-    num_layers: int = 2
-    num_heads: int = 4
+    prompt_length: int
+    response_length: int
+    width: int = 64
 
     @cached_property
     def sizes(self) -> list[tuple[int, ...]]:
-        """Shapes of the weights, in the order in which they lie in the vector."""
-        width = self.width
-        layer = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
-        return [(self.vocabulary, width), (self.length, width), *layer * self.num_layers, (self.vocabulary, width)]
+        """Prompt embeddings, response embeddings, bias by position, two hidden layers, output."""
+        vocabulary, width = self.vocabulary, self.width
+        return [
+            (self.prompt_length * vocabulary, width),
+            (self.response_length, vocabulary, width),
+            (self.response_length, width),
+            (width, width),
+            (width, width),
+            (width, vocabulary),
+        ]
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -38,73 +44,61 @@ class Shape:
 
 
 def initial_parameters(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Normal weights, 1 / sqrt(fan in) but for the embeddings (0.5) and the last matrix (0.02), in one vector."""
-    parts = []
-    for index, size in enumerate(shape.sizes):
-        scale = 0.5 if index < 2 else 0.02 if index == len(shape.sizes) - 1 else size[1] ** -0.5
-        parts.append(torch.randn(math.prod(size), generator=generator) * scale)
-    return torch.cat(parts)
-
-
-def logits(parameters: Tensor, shape: Shape, tokens: Tensor, num_last: int) -> Tensor:
-    """Next-token logits (B, num_last, V) at the last positions of `tokens` (B, L')."""
-    weights = _weights(parameters, shape)
-    hidden = weights[0][tokens] + weights[1][: tokens.shape[1]]
-    for index in range(shape.num_layers):
-        hidden, _ = _layer(hidden, weights[2 + 4 * index : 6 + 4 * index], shape, None)
-    return F.linear(_normalised(hidden[:, -num_last:]), weights[-1])
-
-
-@torch.no_grad()
-def generate(
-    parameters: Tensor, shape: Shape, prompts: Tensor, num_tokens: int, generator: torch.Generator | None
-) -> Tensor:
-    """Responses (B, T) to prompts (B, P), sampled at temperature 1; without a generator the most probable tokens."""
-    weights = _weights(parameters, shape)
-    caches: list[tuple[Tensor, Tensor] | None] = [None] * shape.num_layers
-    tokens, start, response = prompts, 0, []
-    for _ in range(num_tokens):
-        hidden = weights[0][tokens] + weights[1][start : start + tokens.shape[1]]
-        for index in range(shape.num_layers):
-            hidden, caches[index] = _layer(hidden, weights[2 + 4 * index : 6 + 4 * index], shape, caches[index])
-        scores = F.linear(_normalised(hidden[:, -1]), weights[-1])
-        if generator is not None:  # the largest of logits plus Gumbel noise is a sample
-            noise = torch.rand(scores.shape, generator=generator).clamp_(1e-7, 1 - 1e-7)
-            scores = scores - (-noise.log()).log()
-        start += tokens.shape[1]
-        tokens = scores.argmax(-1, keepdim=True)
-        response.append(tokens)
-    return torch.cat(response, dim=1)
+    """Normal weights that keep the hidden layers at about unit variance, in one vector; the output starts small."""
+    embedding = (shape.prompt_length + shape.response_length) ** -0.5
+    hidden = (2 / shape.width) ** 0.5
+    scales = (embedding, embedding, embedding, hidden, hidden, 0.02)
+    return torch.cat(
+        [torch.randn(number, generator=generator) * scale for number, scale in zip(shape.numbers, scales, strict=True)]
+    )
 
 
 def token_logprobs(parameters: Tensor, shape: Shape, prompts: Tensor, responses: Tensor) -> tuple[Tensor, Tensor]:
-    """log p (B, T) of the responses' tokens, with gradient, and the policy's entropy there, nats, without."""
-    length = responses.shape[1]
-    scores = logits(parameters, shape, torch.cat([prompts, responses[:, :-1]], dim=1), length)
-    logprobs = scores.log_softmax(-1)
+    """log p (R, B, T) of the responses' tokens, with gradient, and the policy's entropy there, nats, without.
+
+    parameters (R, n), prompts (R, B, P), responses (R, B, T).
+    """
+    weights = _weights(parameters, shape)
+    one_hot = F.one_hot(responses, shape.vocabulary).to(parameters.dtype)
+    said = torch.einsum("rbtv,rtvd->rtbd", one_hot[:, :, :-1], weights[1][:, :-1]).cumsum(1)
+    context = _read(prompts, shape, weights)[:, None] + weights[2][:, :, None]
+    context = torch.cat([context[:, :1], context[:, 1:] + said], dim=1)
+    logprobs = _scores(context.flatten(1, 2), weights).log_softmax(-1)
+    logprobs = logprobs.view(len(parameters), shape.response_length, -1, shape.vocabulary).transpose(1, 2)
     entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
     return logprobs.gather(-1, responses.unsqueeze(-1)).squeeze(-1), entropy
 
 
+@torch.no_grad()
+def generate(parameters: Tensor, shape: Shape, prompts: Tensor, noise: Tensor) -> Tensor:
+    """Responses (R, B, T) to prompts (R, B, P), sampled at temperature 1 with `noise` (R, B, T, V) uniform in (0, 1).
+
+    The largest of logits plus Gumbel noise is a sample: the same noise gives policies that hardly differ the same
+    responses.
+    """
+    weights = _weights(parameters, shape)
+    context, response = _read(prompts, shape, weights), []
+    gumbel = -(-noise.log()).log()
+    for position in range(shape.response_length):
+        scores = _scores(context + weights[2][:, None, position], weights) + gumbel[:, :, position]
+        response.append(scores.argmax(-1))
+        context = context + F.one_hot(response[-1], shape.vocabulary).to(parameters.dtype) @ weights[1][:, position]
+    return torch.stack(response, dim=-1)
+
+
 def _weights(parameters: Tensor, shape: Shape) -> list[Tensor]:
-    parts = parameters.split(shape.numbers)
-    return [part.view(size) for part, size in zip(parts, shape.sizes, strict=True)]
+    """Each weight of all runs, (R, *size)."""
+    parts = parameters.split(shape.numbers, dim=1)
+    return [part.view(len(parameters), *size) for part, size in zip(parts, shape.sizes, strict=True)]
 
 
-def _layer(
-    hidden: Tensor, weights: list[Tensor], shape: Shape, cache: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One pre-norm block without biases; `cache` holds the keys and values of the tokens before (one token a call)."""
-    query_key_value, output, up, down = weights
-    batch, length, width = hidden.shape
-    heads = F.linear(_normalised(hidden), query_key_value).view(batch, length, 3, shape.num_heads, -1)
-    query, key, value = heads.permute(2, 0, 3, 1, 4)
-    if cache is not None:
-        key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
-    attended = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
-    hidden = hidden + F.linear(attended.transpose(1, 2).reshape(batch, length, width), output)
-    return hidden + F.linear(F.gelu(F.linear(_normalised(hidden), up)), down), (key, value)
+def _read(prompts: Tensor, shape: Shape, weights: list[Tensor]) -> Tensor:
+    """Sum of the prompt's embeddings, (R, B, D)."""
+    return F.one_hot(prompts, shape.vocabulary).to(weights[0].dtype).flatten(2) @ weights[0]
 
 
-def _normalised(hidden: Tensor) -> Tensor:
-    return F.layer_norm(hidden, hidden.shape[-1:])
+def _scores(context: Tensor, weights: list[Tensor]) -> Tensor:
+    """Logits (R, N, V) of contexts (R, N, D)."""
+    hidden = (context.relu() @ weights[3]).relu()
+    hidden = hidden + (hidden @ weights[4]).relu()
+    return hidden @ weights[5]

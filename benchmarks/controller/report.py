@@ -146,7 +146,11 @@ def plot(records: Records, out: Path) -> None:
             if name.startswith(CONSTANT):
                 style = {"color": "0.8", "zorder": 0}
                 if name == best:
-                    style = {"color": "black", "linestyle": "--", "label": f"best constant ({name.removeprefix('mu = ')})"}
+                    style = {
+                        "color": "black",
+                        "linestyle": "--",
+                        "label": f"best constant ({name.removeprefix('mu = ')})",
+                    }
             curves = [record["curve"] for record in runs]
             values = [statistics.mean(curve[i][1] for curve in curves) for i in range(len(curves[0]))]
             success.plot([point[0] for point in curves[0]], values, **style)

@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.controller.tasks import PROBLEMS
-from benchmarks.controller.trainer import pretrained, run
+from benchmarks.controller.trainer import Run, pretrained, train
 from benchmarks.controller.variants import config_of
+
+RUNS_TOGETHER = 15  # more save little: the passes are then bound by arithmetic
 
 
 def record_path(out: Path, problem: str, variant: str, seed: int) -> Path:
@@ -27,32 +29,38 @@ def make_base(problem: str, out: Path) -> None:
     pretrained(PROBLEMS[problem].world, out / "bases")
 
 
-def measure(problem: str, variant: str, seed: int, out: Path) -> float:
-    """Make one run and write its record (atomically); returns its CPU seconds."""
+def measure(problem: str, keys: list[tuple[str, int]], out: Path) -> float:
+    """Make the runs (variant, seed) together and write their records (atomically); returns their CPU seconds."""
     torch.set_num_threads(1)
     base = pretrained(PROBLEMS[problem].world, out / "bases")
-    record = run(PROBLEMS[problem], config_of(variant, PROBLEMS[problem]), seed, base)
-    path = record_path(out, problem, variant, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"problem": problem, "variant": variant, "seed": seed, **record}))
-    os.replace(partial, path)
-    return record["seconds"]
+    runs = [Run(PROBLEMS[problem], config_of(variant, PROBLEMS[problem]), seed, base) for variant, seed in keys]
+    records = train(runs)
+    for (variant, seed), record in zip(keys, records, strict=True):
+        path = record_path(out, problem, variant, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"problem": problem, "variant": variant, "seed": seed, **record}))
+        os.replace(partial, path)
+    return sum(record["seconds"] for record in records)
 
 
 def measure_all(variants: list[str], problems: list[str], seeds: list[int], out: Path, jobs: int) -> None:
-    """Every run that has no record yet; the first seed of everything first."""
-    wanted = [(problem, variant, seed) for seed in seeds for variant in variants for problem in problems]
-    missing = [key for key in wanted if not record_path(out, *key).exists()]
-    print(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them have a record", flush=True)
-    if not missing:
+    """Every run that has no record yet, RUNS_TOGETHER of a problem at a time."""
+    tasks, num_missing = [], 0
+    for problem in problems:
+        wanted = [(variant, seed) for variant in variants for seed in seeds]
+        missing = [key for key in wanted if not record_path(out, problem, *key).exists()]
+        num_missing += len(missing)
+        tasks += [(problem, missing[start : start + RUNS_TOGETHER]) for start in range(0, len(missing), RUNS_TOGETHER)]
+    print(f"{num_missing} runs to make, in {len(tasks)} batches", flush=True)
+    if not tasks:
         return
     started, cpu = time.monotonic(), 0.0
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    # Forked: a worker starts without importing anything. This process computes nothing, hence has no threads to lose.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
         worlds = {PROBLEMS[problem].world.name: problem for problem in problems}  # a base is shared by its problems
         list(pool.map(make_base, worlds.values(), [out] * len(worlds)))
-        futures = [pool.submit(measure, *key, out) for key in missing]
+        futures = [pool.submit(measure, problem, keys, out) for problem, keys in tasks]
         for count, future in enumerate(as_completed(futures), 1):
             cpu += future.result()
-            if count % 25 == 0 or count == len(futures):
-                print(f"{count}/{len(futures)} runs, {time.monotonic() - started:.0f} s, CPU {cpu:.0f} s", flush=True)
+            print(f"{count}/{len(futures)} batches, {time.monotonic() - started:.0f} s, CPU {cpu:.0f} s", flush=True)

@@ -143,7 +143,9 @@ class SmallGeneralPoints:
 
     def rewards(self, prompts: Tensor, responses: Tensor) -> Tensor:
         texts = ["".join(self.characters[token] for token in row).partition(".")[0] for row in responses.tolist()]
-        return torch.tensor([_solves(tuple(prompt), text) for prompt, text in zip(prompts.tolist(), texts, strict=True)])
+        return torch.tensor(
+            [_solves(tuple(prompt), text) for prompt, text in zip(prompts.tolist(), texts, strict=True)]
+        )
 
     def mask(self, responses: Tensor) -> Tensor:
         ended = (responses == self.vocabulary - 1).cumsum(1) - (responses == self.vocabulary - 1).long()
@@ -180,7 +182,7 @@ class Problem:
     num_demonstrations: int | None = None
     share_misleading: tuple[float, float] = (0.0, 0.0)
     warm_up_steps: int = 20
-    num_steps: int = 150
+    num_steps: int = 120
 
     def demonstrations(self, num: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Prompts (num, P) and answers (num, T) of step `step`; the warm-up's steps are negative."""
@@ -216,7 +218,7 @@ PROBLEMS = {
     problem.name: problem
     for problem in (
         Problem("few_clean", Sorting(4, 0.05), num_demonstrations=4, warm_up_steps=10),
-        Problem("sparse", Sorting(6, 0.0), share_misleading=(0.1, 0.1), warm_up_steps=5),
+        Problem("sparse", Sorting(5, 0.0), share_misleading=(0.1, 0.1), warm_up_steps=5),
         Problem("misleading", Sorting(4, 0.05), share_misleading=(0.6, 0.6), warm_up_steps=20),
         Problem("regime", Sorting(5, 0.0), share_misleading=(0.0, 1.0), warm_up_steps=5),
         Problem("general_points", SmallGeneralPoints(), num_demonstrations=40, warm_up_steps=20),

@@ -12,16 +12,16 @@ from benchmarks.controller.tasks import Problem
 from recipe.amft.config import AMFTConfig, from_mapping
 
 PRESETS = Path(__file__).parents[2] / "configs" / "method"
-FIXED_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.95)
-# 150 steps in place of the paper's 500: K = 6 keeps its 25 meta-updates a run. Twice a training batch of rollouts.
-SCALE = {"utility": {"every": 6, "num_prompts": 16, "rollouts_per_prompt": 8}}
+FIXED_WEIGHTS = (0.0, 0.05, 0.15, 0.3, 0.5, 0.7, 0.95)
+# 120 steps in place of the paper's 500: K = 5 keeps its 25 meta-updates a run. Twice a training batch of rollouts.
+SCALE = {"utility": {"every": 5, "num_prompts": 16, "rollouts_per_prompt": 8}}
 
 
 def fixed(weight: float, scale: str = "equal_norm") -> str:
     return f"fixed_mu,method.weight={weight},mixture.scale={scale}"
 
 
-def scheduled(shape: str, num_steps: int = 150) -> str:
+def scheduled(shape: str, num_steps: int = 120) -> str:
     """0.9 -> 0.05 over the whole run."""
     return f"scheduled_mu,method.schedule.shape={shape},method.schedule.num_decay_steps={num_steps}"
 

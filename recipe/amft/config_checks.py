@@ -95,6 +95,7 @@ READERS: tuple[tuple[str, Callable[[AMFTConfig], bool], str], ...] = (
     ("controller", lambda s: s.method.name == "amft", "method=amft"),
     ("controller.meta.trace_decay", lambda s: s.controller.meta.horizon == "trace", "controller.meta.horizon=trace"),
     ("controller.meta.rms_decay", lambda s: s.controller.meta.scale == "rms", "controller.meta.scale=rms"),
+    ("controller.meta.average_decay", lambda s: s.controller.meta.scale == "rms", "controller.meta.scale=rms"),
     ("mixture", lambda s: s.method.name in ("amft", "fixed_mu", "scheduled_mu"), "a method that mixes two gradients"),
     ("mixture.decay", lambda s: s.mixture.scale == "equal_norm", "amft.mixture.scale=equal_norm"),
     ("warm_up.learning_rate", lambda s: s.warm_up.steps > 0, "amft.warm_up.steps of at least 1"),
