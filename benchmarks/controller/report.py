@@ -4,6 +4,7 @@
 is the constant with the highest mean over the seeds.
 """
 
+import itertools
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ def finals(records: Records, problem: str, name: str) -> list[float]:
 def area(record: Mapping[str, Any]) -> float:
     """Mean success over the run (trapezoids)."""
     curve = record["curve"]
-    parts = [(right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in zip(curve, curve[1:], strict=False)]
+    parts = [(right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in itertools.pairwise(curve)]
     return sum(parts) / curve[-1][0]
 
 
@@ -149,7 +150,7 @@ def plot(records: Records, out: Path) -> None:
                     style = {
                         "color": "black",
                         "linestyle": "--",
-                        "label": f"best constant ({name.removeprefix('mu = ')})",
+                        "label": f"best constant, {name}",
                     }
             curves = [record["curve"] for record in runs]
             values = [statistics.mean(curve[i][1] for curve in curves) for i in range(len(curves[0]))]

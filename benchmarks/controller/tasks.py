@@ -114,11 +114,10 @@ class SmallGeneralPoints:
         found: list[list[int]] = []
         while len(found) < num:
             cards = torch.randint(1, 10, (2,), generator=generator).tolist()
-            if sum(card * 13**i for i, card in enumerate(sorted(cards))) * 7919 % 101 % 10 not in SPLITS[split]:
-                continue
             targets = _targets(tuple(sorted(cards)))
             target = targets[int(torch.randint(len(targets), (1,), generator=generator))]
-            found.append([*cards, target // 10, target % 10])
+            if (cards[0] + 13 * cards[1] + 169 * target) * 7919 % 101 % 10 in SPLITS[split]:
+                found.append([*cards, target // 10, target % 10])
         return torch.tensor(found)
 
     def answers(self, prompts: Tensor, generator: Generator) -> Tensor:

@@ -1,8 +1,8 @@
 """Training steps of the recipe on tiny models, in one process: the same methods, mixture, tangent and controller.
 
 The order is that of `recipe/amft/trainer.py`: validation rollouts and the meta-gradient, rollouts, what the method
-chooses, both gradients, what it makes of them, clip, AdamW, tangent. Rollouts are of the current policy and there is one
-mini-batch, so that the clipped ratio of PPO is 1 and L_RL is a policy gradient with GRPO's advantages.
+chooses, both gradients, what it makes of them, clip, AdamW, tangent. Rollouts are of the current policy and there is
+one mini-batch, so that the clipped ratio of PPO is 1 and L_RL is a policy gradient with GRPO's advantages.
 
 Runs of one problem are stepped together: forward and backward passes of all of them are one batched operation. What a
 run draws depends on (seed, stream, step) only: two controllers with the same seed meet the same prompts, demonstrations
@@ -277,9 +277,8 @@ def warm_up(runs: Sequence[Run]) -> None:
             norms[index] = norm_of(gradient)
             run.descend(gradient, run.learning_rate(step))
     rows = [run.demonstrations(-999, 8 * run.sizes.demonstrations) for run in runs]
-    for index, (run, (_, entropy)) in enumerate(
-        zip(runs, gradients(runs, rows, [LossSpec()] * len(runs)), strict=True)
-    ):
+    entropies = [entropy for _, entropy in gradients(runs, rows, [LossSpec()] * len(runs))]
+    for index, (run, entropy) in enumerate(zip(runs, entropies, strict=True)):
         measured = {"entropy": entropy} | ({"sft_norm": norms[index]} if index in norms else {})
         run.method_state = run.method.after_warm_up(run.method_state, measured)
 
@@ -400,7 +399,7 @@ def norm_of(gradient: Tensor) -> float:
 
 
 def pretrained(world: World, folder: Path) -> Tensor:
-    """The base model's weights, made once: supervised on what the world says a base has seen. Every seed starts here."""
+    """The base model's weights, made once: supervised on what its world says. Every seed starts here."""
     path = folder / f"{world.name}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)

@@ -264,7 +264,7 @@ def meta_gradient(
 
     grad U is the ASCENT direction: minus the gradient of losses.policy_gradient_loss. By `config.scale`:
     literal  dot: Eq. 25, for the tangent of Eq. 24;  no_lr  dot / lr;  cosine  dot / (|grad U| |dtheta/dmu|)
-    rms      dot over its running root mean square, this dot included: first +-1, never beyond +-1 / sqrt(1 - rms_decay);
+    rms      dot over its running root mean square, this dot included: first +-1, never beyond +-1 / sqrt(1 - rms_decay)
              with `average_decay` the running mean of the dots takes the place of the last one (what Adam does), so that
              signs that contradict each other cancel: the step is as long as the signal is consistent
     A denominator of 0 gives 0. A dot that is not finite gives 0 and leaves the state alone; the caller counts it.
