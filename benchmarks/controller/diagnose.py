@@ -30,10 +30,10 @@ from benchmarks.controller.trainer import (
 from benchmarks.controller.variants import config_of
 from recipe.amft.algorithm.mixture import local_inner_products
 
-ESTIMATORS = {
-    "sgd, one step (Eq. 25)": "controller.meta.inner=sgd,controller.meta.horizon=one",
-    "clipped, one step": "controller.meta.inner=clipped,controller.meta.horizon=one",
-    "adamw, one step": "controller.meta.inner=adamw,controller.meta.horizon=one",
+ESTIMATORS = {  # a trace that forgets at once is horizon=one, but kept at every step
+    "sgd, one step (Eq. 25)": "controller.meta.inner=sgd,controller.meta.trace_decay=0",
+    "clipped, one step": "controller.meta.inner=clipped,controller.meta.trace_decay=0",
+    "adamw, one step": "controller.meta.inner=adamw,controller.meta.trace_decay=0",
     "sgd, trace 0.98": "controller.meta.inner=sgd,controller.meta.trace_decay=0.98",
     "clipped, trace 0.98": "controller.meta.inner=clipped,controller.meta.trace_decay=0.98",
     "adamw, trace 0.9": "controller.meta.inner=adamw,controller.meta.trace_decay=0.9",
@@ -49,9 +49,6 @@ def measure(problem: Problem, seed: int, weight: float, base: torch.Tensor) -> l
     """One record a step of STEPS; all estimators see one trajectory, each with its own tangent."""
     variants = [f"amft,utility.every=1000,{overrides}" for overrides in ESTIMATORS.values()]
     runs = [Run(problem, config_of(variant, problem), seed, base) for variant in variants]
-    # horizon=one keeps its tangent only before a meta-update, which never comes here: every step must be tracked
-    for run in runs:
-        run.method._is_read_later = lambda step: True  # type: ignore[attr-defined]
     warm_up(runs)
     past: dict[int, Run] = {}
     records = []

@@ -29,14 +29,14 @@ from benchmarks.controller.tasks import Problem, World, generator_of
 from recipe.amft.algorithm.advantages import leave_one_out
 from recipe.amft.algorithm.groups import EPSILON, centred, group_mean
 from recipe.amft.algorithm.losses import masked_sum, policy_gradient_loss, token_mean
-from recipe.amft.algorithm.meta_gradient import Tangent, advance_tangent_
+from recipe.amft.algorithm.meta_gradient import Tangent, advance_tangent_, clip_coefficient
 from recipe.amft.algorithm.mixture import MixtureState, add_, local_inner_products, mix_, update_scales
 from recipe.amft.algorithm.schedules import cosine
 from recipe.amft.algorithm.token_losses import LossSpec, Tokens
 from recipe.amft.config import AMFTConfig
 from recipe.amft.methods import Choice, Groups, Measurements, Mix, StepPlan, Sum, make_method
 
-BETAS, WEIGHT_DECAY, MAX_NORM = (0.9, 0.95), 0.1, 1.0  # AMFT Table 6
+BETAS, EPS, WEIGHT_DECAY, MAX_NORM = (0.9, 0.95), 1e-8, 0.1, 1.0  # AMFT Table 6
 NUM_HELD_OUT = 1024
 
 
@@ -60,14 +60,23 @@ class Sample:
     groups: Tensor | None = None
 
 
+@dataclass
+class Moments:
+    """What AdamW remembers of one run."""
+
+    first: Tensor
+    second: Tensor
+    step: int = 0
+
+
 class Run:
     """One method on one problem with one seed."""
 
     def __init__(self, problem: Problem, config: AMFTConfig, seed: int, base: Tensor, sizes: Sizes | None = None):
         self.problem, self.world, self.config, self.seed = problem, problem.world, config, seed
         self.sizes = sizes or Sizes()
-        self.parameters = torch.nn.Parameter(base.clone())
-        self.optimizer = new_optimizer(self.parameters)
+        self.parameters = base.clone()
+        self.moments = Moments(torch.zeros_like(base), torch.zeros_like(base))
         self.method = make_method(config)
         self.method_state = self.method.initial_state()
         self.mixture_state = MixtureState()
@@ -78,10 +87,8 @@ class Run:
     def twin(self) -> "Run":
         """A copy that can be stepped on its own; what never changes is shared."""
         twin = copy.copy(self)
-        twin.parameters = torch.nn.Parameter(self.parameters.detach().clone())
-        twin.optimizer = new_optimizer(twin.parameters)
-        twin.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
-        twin.tangent = copy.deepcopy(self.tangent)
+        twin.parameters = self.parameters.clone()
+        twin.moments, twin.tangent = copy.deepcopy(self.moments), copy.deepcopy(self.tangent)
         return twin
 
     def learning_rate(self, step: int) -> float:
@@ -97,10 +104,8 @@ class Run:
 
     def descend(self, gradient: Tensor, learning_rate: float) -> float:
         """Clip `gradient` in place and take an AdamW step; returns the norm before clipping."""
-        self.parameters.grad = gradient
-        self.optimizer.param_groups[0]["lr"] = learning_rate
-        norm = torch.nn.utils.clip_grad_norm_([self.parameters], MAX_NORM).item()
-        self.optimizer.step()
+        norm = norm_of(gradient)
+        adamw_(self.parameters, gradient.mul_(clip_coefficient(norm, MAX_NORM)), self.moments, learning_rate)
         return norm
 
     def choose(self, step: int, rollouts: Sample, demonstrations: Sample | None) -> tuple[Choice, float]:
@@ -137,19 +142,18 @@ class Run:
         assert mixed[0] is not None
         norm = self.descend(mixed[0], learning_rate)
         if plan.track_tangent:
-            state = self.optimizer.state[self.parameters]
             advance_tangent_(
                 self.tangent,
                 disagreement,
                 mixed,
-                [(state["exp_avg"], state["exp_avg_sq"])],
+                [(self.moments.first, self.moments.second)],
                 norm=norm,
                 dot_mixed_disagreement=product,
                 max_norm=MAX_NORM,
-                step=int(state["step"]),
+                step=self.moments.step,
                 lr=learning_rate,
                 betas=BETAS,
-                eps=1e-8,
+                eps=EPS,
                 weight_decay=WEIGHT_DECAY,
                 config=self.config.controller.meta,
             )
@@ -191,7 +195,7 @@ def utility_gradients(runs: Sequence[Run], samples: Sequence[Sample]) -> list[Te
 def _backward(runs: Sequence[Run], samples: Sequence[Sample], loss: Any) -> list[tuple[Tensor, float]]:
     results: list[tuple[Tensor, float]] = [(torch.empty(0), 0.0)] * len(runs)
     for indices in _by_size(samples):
-        parameters = torch.stack([runs[index].parameters.detach() for index in indices]).requires_grad_()
+        parameters = torch.stack([runs[index].parameters for index in indices]).requires_grad_()
         chosen = [samples[index] for index in indices]
         logprobs, entropy = token_logprobs(
             parameters,
@@ -220,7 +224,7 @@ def sample(
     for run, rows, step in zip(runs, repeated, steps, strict=True):
         size = (len(rows), world.response_length, world.vocabulary)
         noise.append(torch.rand(size, generator=generator_of(run.seed, stream, step)).clamp_(1e-7, 1 - 1e-7))
-    parameters = torch.stack([run.parameters.detach() for run in runs])
+    parameters = torch.stack([run.parameters for run in runs])
     responses = generate(parameters, shape_of(world), torch.stack(repeated), torch.stack(noise))
     for rows, answers, group in zip(repeated, responses, groups, strict=True):
         results.append(Sample(rows, answers, groups=group))
@@ -250,7 +254,7 @@ def successes(runs: Sequence[Run], num_prompts: int = 256, split: str = "test") 
     world = runs[0].world
     prompts, noise = _held_out(world, split)
     prompts, noise = (part[:num_prompts].expand(len(runs), *part[:num_prompts].shape) for part in (prompts, noise))
-    parameters = torch.stack([run.parameters.detach() for run in runs])
+    parameters = torch.stack([run.parameters for run in runs])
     responses = generate(parameters, shape_of(world), prompts, noise)
     return [world.rewards(prompts[row], responses[row]).mean().item() for row in range(len(runs))]
 
@@ -378,8 +382,14 @@ def train(runs: Sequence[Run], every: int = 12) -> list[dict[str, Any]]:
 # ---- small things ------------------------------------------------------------------------------------------------
 
 
-def new_optimizer(parameters: torch.nn.Parameter) -> torch.optim.AdamW:
-    return torch.optim.AdamW([parameters], betas=BETAS, weight_decay=WEIGHT_DECAY)
+def adamw_(parameters: Tensor, gradient: Tensor, moments: Moments, learning_rate: float) -> None:
+    """torch.optim.AdamW's step on one tensor, without the seconds that its import of torch._dynamo takes."""
+    moments.step += 1
+    moments.first.lerp_(gradient, 1 - BETAS[0])
+    moments.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    root = (moments.second / (1 - BETAS[1] ** moments.step)).sqrt_().add_(EPS)
+    parameters.mul_(1 - learning_rate * WEIGHT_DECAY)
+    parameters.addcdiv_(moments.first, root, value=-learning_rate / (1 - BETAS[0] ** moments.step))
 
 
 def normalised(rewards: Tensor, groups: Tensor) -> Tensor:
@@ -404,21 +414,20 @@ def pretrained(world: World, folder: Path) -> Tensor:
     if path.exists():
         return torch.load(path, weights_only=True)
     shape = shape_of(world)
-    parameters = torch.nn.Parameter(initial_parameters(shape, generator_of(0, "base", 0)))
-    optimizer = new_optimizer(parameters)
+    parameters = initial_parameters(shape, generator_of(0, "base", 0))
+    moments = Moments(torch.zeros_like(parameters), torch.zeros_like(parameters))
     for step in range(world.pretraining_steps):
         generator = generator_of(0, "pretraining", step)
         prompts = world.prompts(64, "train", generator)
         responses = world.base_answers(prompts, generator)
         mask = world.mask(responses)
-        logprobs, _ = token_logprobs(parameters[None], shape, prompts[None], responses[None])
-        optimizer.zero_grad()
-        token_mean(-logprobs[0], mask, mask.sum().item()).backward()
-        optimizer.param_groups[0]["lr"] = cosine(step, 2e-3, 0.0, world.pretraining_steps)
-        optimizer.step()
+        leaf = parameters.clone().requires_grad_()
+        logprobs, _ = token_logprobs(leaf[None], shape, prompts[None], responses[None])
+        (gradient,) = torch.autograd.grad(token_mean(-logprobs[0], mask, mask.sum().item()), leaf)
+        adamw_(parameters, gradient, moments, cosine(step, 2e-3, 0.0, world.pretraining_steps))
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(parameters.detach().clone(), path)
-    return parameters.detach().clone()
+    torch.save(parameters, path)
+    return parameters
 
 
 def columns(rows: list[Mapping[str, float]]) -> dict[str, list[float | None]]:

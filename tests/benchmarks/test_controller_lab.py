@@ -12,7 +12,19 @@ from benchmarks.controller import report
 from benchmarks.controller.model import initial_parameters
 from benchmarks.controller.runner import measure, record_path
 from benchmarks.controller.tasks import PROBLEMS, SPLITS, Sorting, generator_of
-from benchmarks.controller.trainer import Run, normalised, shape_of, successes, train, train_step, warm_up
+from benchmarks.controller.trainer import (
+    BETAS,
+    EPS,
+    MAX_NORM,
+    WEIGHT_DECAY,
+    Run,
+    normalised,
+    shape_of,
+    successes,
+    train,
+    train_step,
+    warm_up,
+)
 from benchmarks.controller.variants import SUITES, config_of, fixed
 
 SHORT = dataclasses.replace(PROBLEMS["few_clean"], warm_up_steps=3, num_steps=6)
@@ -83,9 +95,23 @@ def test_the_tangent_is_the_derivative_of_a_step(scale: str) -> None:
     above, below = run.twin(), run.twin()
     delta = 1e-5
     train_step([run, above, below], 0, [0.3, 0.3 + delta, 0.3 - delta])
-    difference = (above.parameters - below.parameters).detach() / (2 * delta)
+    difference = (above.parameters - below.parameters) / (2 * delta)
     assert difference.norm() > 1e-3
     torch.testing.assert_close(run.tangent.parameters[0], difference, rtol=1e-4, atol=1e-6)
+
+
+def test_the_optimiser_is_adamw() -> None:
+    """Three steps are those of torch.optim.AdamW, clipped gradients included."""
+    run = Run(SHORT, config_of(fixed(0.3), SHORT), 0, untrained().double())
+    reference = torch.nn.Parameter(run.parameters.clone())
+    optimizer = torch.optim.AdamW([reference], lr=0.01, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
+    for step in range(3):
+        gradient = torch.randn(len(reference), generator=generator_of(0, "gradient", step), dtype=torch.float64)
+        reference.grad = gradient.clone()
+        norm = torch.nn.utils.clip_grad_norm_([reference], MAX_NORM)
+        optimizer.step()
+        assert run.descend(gradient, 0.01) == pytest.approx(norm.item(), rel=1e-12)
+    torch.testing.assert_close(run.parameters, reference.detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_meta_updates_move_mu() -> None:
