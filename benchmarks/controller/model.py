@@ -1,4 +1,4 @@
-"""A character-level neural language model after Bengio et al. (2003), many runs of it at once: about a second a run.
+"""A character-level neural language model after Bengio et al. (2003), many runs of it at once.
 
 A token's logits come from the sum of one embedding for each position's token so far, then two hidden layers. The
 parameters of a run are one flat vector, so that the functions of `recipe.amft.algorithm`, which take lists of tensors,
