@@ -42,7 +42,8 @@ ESTIMATORS = {  # a trace that forgets at once is horizon=one, but kept at every
 LOOK_AHEADS = (5, 20)
 STEPS = (25, 50, 90)
 DELTA = 0.15
-NUM_BATCHES = 8  # independent validation batches of the usual size
+CLEAR = 0.03  # success per unit of mu: a smaller reference has no sign to agree with
+NUM_LARGE, NUM_BATCHES = 24, 8  # validation batches of the usual size: averaged into one, and looked at one by one
 
 
 def measure(problem: Problem, seed: int, weight: float, base: torch.Tensor) -> list[dict]:
@@ -83,11 +84,11 @@ def probe(runs: Sequence[Run], step: int, weight: float, past: dict[int, Run]) -
     }
 
 
-def large_gradient(run: Run, step: int, num_large: int = 24) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """grad U from `num_large` batches together, and NUM_BATCHES other batches one by one."""
-    streams = [f"probe {index}" for index in range(num_large + NUM_BATCHES)]
+def large_gradient(run: Run, step: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """grad U from NUM_LARGE batches together, and NUM_BATCHES other batches one by one."""
+    streams = [f"probe {index}" for index in range(NUM_LARGE + NUM_BATCHES)]
     gradients = [utility_gradients([run], validation_rollouts([run], step, stream))[0] for stream in streams]
-    return torch.stack(gradients[:num_large]).mean(0), gradients[num_large:]
+    return torch.stack(gradients[:NUM_LARGE]).mean(0), gradients[NUM_LARGE:]
 
 
 def finite_difference(run: Run, step: int, length: int, weight: float) -> float:
@@ -111,9 +112,11 @@ def table(records: Sequence[dict]) -> str:
         signs, correlations = [], []
         for reference in references:
             truth = [record["references"][reference] for record in records]
-            clear = [(v, r) for v, r in zip(values, truth, strict=True) if abs(r) > 0.03]
-            signs.append(f"{statistics.mean(float(v * r > 0) for v, r in clear):.2f} ({len(clear)})")
-            correlations.append(f"{statistics.correlation(values, truth):+.2f}")
+            clear = [(v, r) for v, r in zip(values, truth, strict=True) if abs(r) > CLEAR]
+            share = f"{statistics.mean(float(v * r > 0) for v, r in clear):.2f}" if clear else "-"
+            signs.append(f"{share} ({len(clear)})")
+            varies = len(set(values)) > 1 and len(set(truth)) > 1
+            correlations.append(f"{statistics.correlation(values, truth):+.2f}" if varies else "-")
         snr = statistics.median(abs(row["large"]) / (statistics.stdev(row["batches"]) or 1.0) for row in rows)
         agree = statistics.mean(float(b * row["large"] > 0) for row in rows for b in row["batches"])
         lines.append(f"| {name} | {' | '.join(signs)} | {' | '.join(correlations)} | {snr:.2f} | {agree:.2f} |")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.controller import report
+from benchmarks.controller import diagnose, report
 from benchmarks.controller.model import initial_parameters
 from benchmarks.controller.runner import measure, record_path
 from benchmarks.controller.tasks import PROBLEMS, SPLITS, Sorting, generator_of
@@ -178,3 +178,21 @@ def test_sign_flips_and_areas() -> None:
     assert report.sign_flip_test([1.0, 2.0, 3.0, 4.0]) == pytest.approx(2 / 16, abs=0.01)
     assert report.sign_flip_test([0.0, 0.0]) == 1.0
     assert report.area({"curve": [[0, 0.0], [10, 1.0], [20, 1.0]]}) == pytest.approx(0.75)
+
+
+def test_diagnosis_compares_estimators_with_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All estimators see the same steps and the same batches; the table has a line for each of them."""
+    settings = {"STEPS": (2, 4), "LOOK_AHEADS": (1, 2), "NUM_LARGE": 2, "NUM_BATCHES": 2}
+    for name, value in settings.items():
+        monkeypatch.setattr(diagnose, name, value)
+    easy = dataclasses.replace(SHORT, world=Sorting(1, 0.0))
+    records = diagnose.measure(easy, 0, 0.3, untrained(easy))
+    assert [record["step"] for record in records] == [2, 4]
+    assert set(records[0]["references"]) == {"past 1", "future 1", "past 2", "future 2"}
+    # After a single step all horizons are one: they differ from the second step on.
+    forgetful, keeping = (
+        records[1]["estimators"][f"sgd, {kind}"]["large"] for kind in ("one step (Eq. 25)", "trace 0.98")
+    )
+    assert forgetful != keeping
+    lines = diagnose.table(records).splitlines()
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:-2]] == list(diagnose.ESTIMATORS)
