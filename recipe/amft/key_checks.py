@@ -74,7 +74,7 @@ READERS: tuple[Reader, ...] = (
     of_method("controller", "method=amft"),
     of_method("mixture", "a method that mixes two gradients, such as method=fixed_mu"),
     Reader(
-        under("amft.controller.meta", "inner", "horizon", "trace_decay", "scale", "rms_decay"),
+        under("amft.controller.meta", "inner", "horizon", "trace_decay", "scale", "rms_decay", "average_decay"),
         lambda run: run.needs.utility,
         "amft.controller.meta.learning_rate above 0",
     ),
@@ -84,7 +84,7 @@ READERS: tuple[Reader, ...] = (
         "amft.controller.meta.horizon=trace",
     ),
     Reader(
-        ("amft.controller.meta.rms_decay",),
+        ("amft.controller.meta.rms_decay", "amft.controller.meta.average_decay"),
         lambda run: run.settings.controller.meta.scale == "rms",
         "amft.controller.meta.scale=rms",
     ),

@@ -145,6 +145,25 @@ def test_rms_starts_at_one_and_is_a_bias_corrected_mean() -> None:
     assert state.num_updates == 2
 
 
+def test_averaged_signals_that_contradict_each_other_cancel() -> None:
+    """With average_decay a constant dot still gives +-1, and alternating signs give next to nothing."""
+    settings = MetaControllerConfig(scale="rms", average_decay=0.9)
+    steady = alternating = MetaGradientState()
+    for index in range(30):
+        constant, steady = meta_gradient(-5.0, 1.0, 1.0, 1.0, settings, steady)
+        mixed, alternating = meta_gradient((-1.0) ** index, 1.0, 1.0, 1.0, settings, alternating)
+    assert constant == pytest.approx(-1.0, rel=1e-12)
+    assert abs(mixed) < 0.06
+
+
+def test_the_average_is_corrected_for_its_start() -> None:
+    """After dots 2 and -4 with both decays known, the value is the ratio of the bias-corrected means."""
+    settings = MetaControllerConfig(scale="rms", rms_decay=0.9, average_decay=0.5)
+    _, state = meta_gradient(2.0, 1.0, 1.0, 1.0, settings, MetaGradientState())
+    value, _ = meta_gradient(-4.0, 1.0, 1.0, 1.0, settings, state)
+    assert value == pytest.approx((0.5 * 2 - 4) / 1.5 / math.sqrt((0.9 * 4 + 16) / 1.9), rel=1e-14)
+
+
 @pytest.mark.parametrize("scale", ["literal", "no_lr", "cosine", "rms"])
 def test_degenerate_meta_gradients_are_zero(scale: str) -> None:
     """Zero norms give 0 without a division; a dot that is not finite gives 0 and does not poison the running mean."""

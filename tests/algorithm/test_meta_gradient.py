@@ -283,3 +283,28 @@ def test_sign_on_a_two_armed_bandit(inner: str, good_arm: int) -> None:
     dot = local_inner_products([(ascent, tangent.parameters)]).item()
     value, _ = meta_gradient(dot, 1.0, 1.0, LR, config, MetaGradientState())
     assert value == pytest.approx(1.0 if good_arm == 0 else -1.0)
+
+
+@pytest.mark.parametrize(("along_sft", "along_rl"), [(0.3, 0.1), (0.1, 0.4), (0.2, 0.2)])
+def test_a_clipped_step_has_an_equilibrium_inside_and_a_plain_one_has_none(along_sft: float, along_rl: float) -> None:
+    """For orthogonal gradients of one length and an active clip d U / d mu is 0 at b / (a + b), with b and a the parts
+    of grad U along a step of imitation and of RL, positive below and negative above; for plain SGD it is b - a."""
+    sft, rl = torch.eye(2, dtype=torch.float64)
+    ascent = -(along_sft * sft + along_rl * rl)
+
+    def slope(weight: float, inner: str) -> float:
+        mixed, disagreement = mix_([sft.clone()], [rl.clone()], 1.0, 1.0, weight)
+        norm = mixed[0].norm().item()  # type: ignore[union-attr]
+        product = local_inner_products([(mixed, disagreement)]).item()
+        mixed[0].mul_(clip_coefficient(norm, 0.1))  # type: ignore[union-attr]
+        tangent, options = Tangent(), {"norm": norm, "dot_mixed_disagreement": product, "max_norm": 0.1, "step": 1}
+        config = MetaConfig(inner=inner, horizon="one")
+        advance_tangent_(tangent, disagreement, mixed, None, **options, **ADAMW, config=config)
+        return local_inner_products([([ascent], tangent.parameters)]).item()
+
+    equilibrium = along_sft / (along_sft + along_rl)
+    assert slope(equilibrium, "clipped") == pytest.approx(0.0, abs=1e-7)
+    assert slope(equilibrium - 0.1, "clipped") > 1e-5
+    assert slope(equilibrium + 0.1, "clipped") < -1e-5
+    for weight in (0.1, 0.5, 0.9):
+        assert slope(weight, "sgd") == pytest.approx(LR * (along_sft - along_rl), abs=1e-12)
