@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.skip("has not been seen to end yet: docs/vision.md")]
 
 OWN = ("amft.task.", "amft.model.options.", "data.max_response_length", "trainer.test_freq", "trainer.save_freq")
 OPTIONS = {
