@@ -174,6 +174,7 @@ def gradients(runs: Sequence[Run], samples: Sequence[Sample], specs: Sequence[Lo
             weights=torch.ones(len(mask), 1) if weights is None else weights.float().unsqueeze(1),
             entropy=entropy,
             old_logprobs=logprobs.detach(),
+            batch_entropy=(masked_sum(entropy.detach(), mask) / mask.sum()).item(),
         )
         return token_mean(specs[index](tokens), mask, mask.sum().item())
 
@@ -311,9 +312,9 @@ def train_step(runs: Sequence[Run], step: int, weights: Sequence[float] | None =
             if choice.demonstration_weights is not None:
                 demos = demonstrations[i]
                 demonstrations[i] = Sample(demos.prompts, demos.responses, choice.demonstration_weights)
-    losses = [run.method.losses(step) for run in runs]
-    sft = _gradients_of(runs, demonstrations, [loss for loss, _ in losses])
-    rl = _gradients_of(runs, rollouts, [loss or LossSpec("policy_gradient") for _, loss in losses])
+    sft = _gradients_of(runs, demonstrations, [run.method.demonstration_loss for run in runs])
+    on_rollouts = [run.method.rollout_loss or LossSpec("policy_gradient") for run in runs]
+    rl = _gradients_of(runs, rollouts, on_rollouts)
 
     for i, run in enumerate(runs):
         entropy = {name: part[i][1] for name, part in (("demonstration", sft), ("rollout", rl)) if i in part}

@@ -13,7 +13,6 @@ from pathlib import Path
 from recipe.amft.launch import train
 from recipe.amft.main import compose
 from recipe.amft.preflight import preflight, read_settings
-from recipe.amft.trainer import metrics_of
 
 STEPS = 3
 
@@ -93,7 +92,7 @@ def look(trainer) -> tuple[float, float | None]:
     batch = trainer.to_batch([(row, 1.0) for row in trainer.demonstrations.demonstrations[:8]])
     specs = (trainer.method.demonstration_loss, trainer.warm_up_loss)
     if trainer.method.reference is None and not any(spec.needs_reference for spec in specs):
-        return metrics_of(trainer.actor_rollout_wg.demonstration_entropy(batch))["loss"], None
+        return trainer.actor_rollout_wg.demonstration_entropy(batch)["metrics"]["loss"], None
     sums = trainer.actor_rollout_wg.sequence_log_probs(batch)
     return sums["policy"].sum().item(), sums["reference"].sum().item()
 
