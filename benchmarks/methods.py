@@ -44,6 +44,7 @@ DRIVERS_OWN = (
     "actor_rollout_ref.rollout.n",
     "algorithm.norm_adv_by_std_in_grpo",
     "data.seed",
+    "presets",
     "trainer.default_local_dir",
     "trainer.experiment_name",
     "trainer.validation_data_dir",

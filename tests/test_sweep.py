@@ -86,6 +86,7 @@ def test_the_papers_scale_is_the_papers_experiment():
     for config in (ours, theirs):
         config.amft.run_dir, config.trainer.test_freq, config.data.seed = "", 0, 0
         config.amft.demonstrations.seed = config.amft.rollout_seed = 0
+        config.presets = []
     assert ours == theirs
 
 

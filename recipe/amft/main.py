@@ -11,7 +11,7 @@ from recipe.amft.process import prepare_process
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # `sft_loss` is not one of them: it sets keys in whatever method, as an override does.
-PRESET_GROUPS = ("hardware", "model", "task", "method", "experiment")
+PRESET_GROUPS = ("hardware", "model", "task", "scale", "method", "experiment")
 
 
 def compose(overrides: list[str] | None = None):
