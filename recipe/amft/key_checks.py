@@ -1,7 +1,8 @@
 """Keys that nothing would read with the chosen method and settings: set on purpose, they are refused.
 
-A key counts as set when it differs from what the chosen files of the groups (`hardware`, `model`, `task`, `scale`, `method`,
-`experiment`) compose without any further override: what those files say passes, even where a method has no use for it.
+A key counts as set when it differs from what the chosen files of the groups (`hardware`, `model`, `task`, `scale`,
+`method`, `experiment`) compose without any further override: what those files say passes, even where a method has no
+use for it.
 `sft_loss` is an override by another name, so that a method without such a loss refuses it.
 
 Who reads a key of verl is said in verl 0.9.1's `workers/utils/losses.py` (the policy loss), `trainer/ppo/core_algos.py`
