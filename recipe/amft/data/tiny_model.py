@@ -1,10 +1,14 @@
 """A tiny Qwen2-architecture policy with its tokenizer and chat template, made locally: no download, no accelerator.
 
 The tokenizer has bytes, and one task's own phrases as whole tokens (tiny_vocabularies.py), so that a hand of General
-Points is about a dozen tokens and any other text still round-trips byte by byte. The base model may be pretrained for
-minutes on chats about arithmetic (arithmetic_chats.py), as a real base model knows arithmetic.
+Points is about a dozen tokens and any other text still round-trips byte by byte. The base model may be pretrained on
+chats about arithmetic (arithmetic_chats.py), as a real base model knows arithmetic. That takes minutes, so the weights of
+some bases come with the code, in bases/; `python -m recipe.amft.data.tiny_model` pretrains the quickstart's again.
 """
 
+import dataclasses
+import hashlib
+import json
 import math
 import os
 import sys
@@ -15,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -24,6 +30,7 @@ from recipe.amft.data.arithmetic_chats import Message, chats, equations, held_ou
 from recipe.amft.data.tiny_vocabularies import VOCABULARIES
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+BASES = Path(__file__).parent / "bases"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -49,16 +56,51 @@ class Pretraining:
 def make(options: Mapping[str, Any], folder: Path) -> None:
     """Write a model folder that `transformers` and vLLM load.
 
-    Options: those of `make_model`, `vocabulary` of `make_tokenizer`, and `pretraining` (the fields of Pretraining).
+    Options: those of `make_model`, `vocabulary` of `make_tokenizer`, and `pretraining` (the fields of Pretraining). A
+    pretrained base that comes with the code is loaded, another one is trained.
     """
+    tokenizer, model, pretraining, seed = _untrained(options)
+    if pretraining.steps:
+        shipped = shipped_base(tokenizer, model, pretraining, seed)
+        if shipped.exists():
+            load_model(model, shipped)
+        else:
+            pretrain(model, tokenizer, pretraining, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def ship(options: Mapping[str, Any]) -> Path:
+    """Pretrain the base of `options` and write its weights, in half precision, to where `make` finds them."""
+    tokenizer, model, pretraining, seed = _untrained(options)
+    pretrain(model, tokenizer, pretraining, seed)
+    path = shipped_base(tokenizer, model, pretraining, seed)
+    path.parent.mkdir(exist_ok=True)
+    save_model(model.half(), str(path))
+    return path
+
+
+def shipped_base(
+    tokenizer: PreTrainedTokenizerFast, model: Qwen2ForCausalLM, pretraining: Pretraining, seed: int
+) -> Path:
+    """The file of a base's weights; its name changes with all that they belong to, so that none is loaded by mistake."""
+    identity = [
+        sorted(tokenizer.get_vocab().items()),
+        tokenizer.chat_template,
+        [[name, list(tensor.shape)] for name, tensor in model.state_dict().items()],
+        dataclasses.asdict(pretraining),
+        seed,
+    ]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return BASES / f"{digest}.safetensors"
+
+
+def _untrained(options: Mapping[str, Any]) -> tuple[PreTrainedTokenizerFast, Qwen2ForCausalLM, Pretraining, int]:
+    """Tokenizer, random model, what to pretrain it on, and the seed of both."""
     options = dict(options)
     pretraining = Pretraining(**(options.pop("pretraining", None) or {}))
     tokenizer = make_tokenizer(options.pop("vocabulary", "general_points"))
-    model = make_model(tokenizer, **options)
-    if pretraining.steps:
-        pretrain(model, tokenizer, pretraining, seed=options.get("seed", 0))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return tokenizer, make_model(tokenizer, **options), pretraining, options.get("seed", 0)
 
 
 def make_tokenizer(vocabulary: str = "general_points") -> PreTrainedTokenizerFast:
@@ -178,3 +220,14 @@ def pad(rows: list[tuple[list[int], list[int]]], pad_id: int) -> tuple[torch.Ten
     tokens = torch.tensor([row + [pad_id] * (longest - len(row)) for row, _ in rows])
     mask = torch.tensor([row + [0] * (longest - len(row)) for _, row in rows], dtype=torch.float32)
     return tokens, mask
+
+
+def main() -> None:
+    """Pretrain the base of a configuration (Hydra overrides; none: the quickstart) and write its file to bases/."""
+    from recipe.amft.main import compose
+
+    print(ship(OmegaConf.to_container(compose(sys.argv[1:]).amft.model.options, resolve=True)))
+
+
+if __name__ == "__main__":
+    main()
