@@ -2,8 +2,8 @@
 
 The tokenizer has bytes, and one task's own phrases as whole tokens (tiny_vocabularies.py), so that a hand of General
 Points is about a dozen tokens and any other text still round-trips byte by byte. The base model may be pretrained on
-chats about arithmetic (arithmetic_chats.py), as a real base model knows arithmetic. That takes minutes, so the weights of
-some bases come with the code, in bases/; `python -m recipe.amft.data.tiny_model` pretrains the quickstart's again.
+chats about arithmetic (arithmetic_chats.py), as a real base model knows arithmetic. That takes minutes, so the weights
+of some bases come with the code, in bases/; `python -m recipe.amft.data.tiny_model` pretrains the quickstart's again.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ def ship(options: Mapping[str, Any]) -> Path:
 def shipped_base(
     tokenizer: PreTrainedTokenizerFast, model: Qwen2ForCausalLM, pretraining: Pretraining, seed: int
 ) -> Path:
-    """The file of a base's weights; its name changes with all that they belong to, so that none is loaded by mistake."""
+    """The file of a base's weights, named by all that they belong to, so that none is loaded by mistake."""
     identity = [
         sorted(tokenizer.get_vocab().items()),
         tokenizer.chat_template,
