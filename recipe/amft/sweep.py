@@ -139,15 +139,21 @@ def findings(point: Point) -> tuple[str, ...]:
     return tuple(text for text in plan.findings if "made-by-amft" not in text)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for a command about the runs of tables, with `--runs`, whose help lists what there is."""
     parser = argparse.ArgumentParser(
-        prog="python -m recipe.amft.sweep",
-        description=__doc__,
+        prog=f"python -m {module}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"names: {', '.join(names())}, all",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME|scale=SCALE|OVERRIDE")
     parser.add_argument("--runs", type=Path, default=Path("runs/sweeps"), metavar="DIR", help="the folder of all runs")
+    return parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = parser_of("recipe.amft.sweep", __doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME|scale=SCALE|OVERRIDE")
     parser.add_argument("--submit", choices=SUBMIT, help="run what is left; without it nothing is started")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="points at a time (local, slurm)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="in place of the file's")
