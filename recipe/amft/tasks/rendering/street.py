@@ -214,7 +214,7 @@ def _paint(walls: Walls, palette: Palette, size: int, seed: int) -> np.ndarray:
     is_ground = height[size // 2 :] < 0
     to_wall = (walls.depth - ground_depth) * walls.slant
     ground = np.where(
-        (to_wall < 2.4)[..., None], np.array(palette.sidewalk, np.uint8), np.array(palette.road, np.uint8)
+        (to_wall < SIDEWALK)[..., None], np.array(palette.sidewalk, np.uint8), np.array(palette.road, np.uint8)
     )
     image[size // 2 :] = np.where(is_ground[..., None], ground, image[size // 2 :])
     return image
