@@ -139,7 +139,6 @@ def restart(trainer, point: Point, initial: Path) -> None:
     trainer.begin(settings)
     trainer._init_dataloader()
     trainer.global_steps = 0
-    trainer.learning_rate = float(config.actor_rollout_ref.actor.optim.lr)
     trainer.actor_rollout_wg.load_checkpoint(str(initial))
     trainer.actor_rollout_wg.forget()
     trainer.weights_changed()
@@ -193,11 +192,11 @@ def time_points(points: list[Point], rounds: int) -> None:
                     restart(trainer, point, warm)
                     trainer.finish_warm_up({})
                     every = trainer.settings.utility.every
-                    asks = trainer.method.plan(every, trainer.method_state).utility
+                    asks = trainer.method.plan(every, trainer.state.method).utility
                     for step in (1, 2, *([every] if asks else [])):
                         seconds = time_step(trainer, step)
                         row = {"group": points[0].method, "method": point.method, "round": number, "step": step}
-                        row["meta_update"] = trainer.method.plan(step, trainer.method_state).utility
+                        row["meta_update"] = trainer.method.plan(step, trainer.state.method).utility
                         lines.write(json.dumps(row | {"seconds": seconds}) + "\n")
                         lines.flush()
 

@@ -2,14 +2,18 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from recipe.amft.algorithm.mixture import MixtureState
 from recipe.amft.config import from_mapping
-from recipe.amft.methods import Stage
-from recipe.amft.trainer import BEST, STATE_FILE, AMFTTrainer, Best
+from recipe.amft.methods import Stage, make_method
+from recipe.amft.run_state import STATE_FILE, Best, RunState, read_state, state_text
+from recipe.amft.stages import BEST, Stages
+from recipe.amft.trainer import AMFTTrainer
 
 
 class Recorder:
@@ -30,16 +34,14 @@ class Recorder:
 
 
 @pytest.fixture
-def trainer(tmp_path):
-    """A driver without workers, in a stage that keeps its best weights; its checkpoints would lie in `tmp_path`."""
-    trainer = object.__new__(AMFTTrainer)
-    trainer.settings = from_mapping({"warm_up": {"steps": 0}, "method": {"name": "sft_then_rl"}})
-    trainer.config = SimpleNamespace(
-        trainer=SimpleNamespace(default_local_dir=str(tmp_path), save_freq=1, test_freq=1, val_before_train=False)
-    )
-    trainer.stage, trainer.best = Stage("first", keeps_best=True), None
-    trainer.folder = trainer.actor_rollout_wg = trainer.watchdog = Recorder()
-    return trainer
+def stages(tmp_path) -> Stages:
+    """Stages of a run whose checkpoints would lie in `tmp_path`, and which has no weights to write."""
+    return Stages(tmp_path, save=lambda folder: None, load=lambda folder: None)
+
+
+def keeping(best: Best | None = None) -> RunState:
+    """The state of a run in a stage that keeps its best weights."""
+    return RunState(method=None, learning_rate=0.1, stage=Stage("first", keeps_best=True), best=best)
 
 
 def put(root: Path, *best: int, **checkpoints: int | None) -> None:
@@ -56,39 +58,70 @@ def kept(root: Path) -> set[int]:
     return {int(path.name.removeprefix(BEST)) for path in root.glob(f"{BEST}*")}
 
 
-def test_the_best_weights_that_a_checkpoint_remembers_stay(trainer, tmp_path):
+def test_the_best_weights_that_a_checkpoint_remembers_stay(stages, tmp_path):
     """Of four, the run's own and that of an older checkpoint: a run killed now goes on with one of these."""
     put(tmp_path, 4, 8, 12, 16, global_step_10=8, global_step_14=12)
-    trainer.best = Best(16, 0.7)
-    trainer.delete_unused_best()
+    stages.delete_unused(Best(16, 0.7))
     assert kept(tmp_path) == {8, 12, 16}
 
 
-def test_the_last_best_weights_stay_when_the_stage_is_over(trainer, tmp_path):
+def test_the_last_best_weights_stay_when_the_stage_is_over(stages, tmp_path):
     """No checkpoint remembers them any longer; they are a result of the run."""
     put(tmp_path, 12, global_step_20=None, global_step_22=None)
-    trainer.delete_unused_best()
+    stages.delete_unused(None)
     assert kept(tmp_path) == {12}
 
 
-def test_each_best_has_weights_of_its_own(trainer):
+def test_each_best_has_weights_of_its_own(tmp_path):
     """Written when the success rises, and not when it does not; never over those of the one before."""
-    folders = []
-    trainer.actor_rollout_wg = SimpleNamespace(save_weights=folders.append)
-    for trainer.global_steps, success in ((2, 0.25), (4, 0.5), (6, 0.5), (8, 0.75)):
-        trainer.keep_best(success)
-    assert [Path(folder).parent.name for folder in folders] == [f"{BEST}2", f"{BEST}4", f"{BEST}8"]
-    assert trainer.best == Best(8, 0.75)
+    folders: list[Path] = []
+    stages, state = Stages(tmp_path, save=folders.append, load=folders.remove), keeping()
+    for step, success in ((2, 0.25), (4, 0.5), (6, 0.5), (8, 0.75)):
+        stages.keep_best(state, step, success)
+    assert [folder.name for folder in folders] == [f"{BEST}2", f"{BEST}4", f"{BEST}8"]
+    assert state.best == Best(8, 0.75)
 
 
-def test_a_checkpoint_knows_the_validation_of_its_step(trainer, monkeypatch):
+def test_a_later_stage_begins_with_the_best_weights(tmp_path):
+    """Once, at its first step, and not when a run is resumed within it; the stage has no best of its own yet."""
+    loaded: list[Path] = []
+    stages, later = Stages(tmp_path, save=loaded.append, load=loaded.append), Stage("later", from_best=True)
+    state = keeping(Best(4, 0.5))
+    for stage in (state.stage, later, later):
+        stages.enter(state, stage)
+    assert (loaded, state.stage, state.best) == ([tmp_path / f"{BEST}4"], later, None)
+    resumed = RunState(method=None, learning_rate=0.1, stage=Stage("later"), best=Best(6, 0.5))
+    stages.enter(resumed, later)
+    assert (len(loaded), resumed.stage, resumed.best) == (1, later, Best(6, 0.5))
+
+
+@pytest.mark.parametrize("best", [None, Best(4, 0.5)])
+def test_the_state_comes_back_from_a_checkpoint(tmp_path, best):
+    """All of it, of the stage the name; and another method is refused by name."""
+    method = make_method(from_mapping({"method": {"name": "amft"}}))
+    known = method.after_warm_up(method.initial_state(), {"entropy": 0.25})
+    state = RunState(known, 0.125, MixtureState(1.5, 0.5, 7), Stage("later", from_best=True), best)
+    (tmp_path / STATE_FILE).write_text(state_text(state, method))
+    assert read_state(tmp_path, method) == replace(state, stage=Stage("later"))
+    other = make_method(from_mapping({"method": {"name": "grpo"}}))
+    with pytest.raises(ValueError, match="was written by method=amft, this run is method=grpo"):
+        read_state(tmp_path, other)
+
+
+def test_a_checkpoint_knows_the_validation_of_its_step(tmp_path, monkeypatch):
     """Validation, best weights, checkpoint, metrics: killed anywhere, the run goes on as if it had not been."""
-    record = trainer.folder
+    trainer = object.__new__(AMFTTrainer)
+    trainer.settings = from_mapping({"warm_up": {"steps": 0}, "method": {"name": "sft_then_rl"}})
+    trainer.config = SimpleNamespace(
+        trainer=SimpleNamespace(default_local_dir=str(tmp_path), save_freq=1, test_freq=1, val_before_train=False)
+    )
+    trainer.folder = trainer.actor_rollout_wg = trainer.watchdog = record = Recorder()
+    trainer.state, trainer.stages = keeping(), Stages(tmp_path, trainer.save_weights, trainer.load_weights)
     trainer.global_steps, trainer.num_steps = 0, 1
     monkeypatch.setattr(AMFTTrainer, "one_step", lambda self: ({}, "train"))
     monkeypatch.setattr(AMFTTrainer, "finish_warm_up", lambda self, last_step: {})
     monkeypatch.setattr(AMFTTrainer, "validate", lambda self: record.validate() or {"val/success": 0.5})
-    monkeypatch.setattr(AMFTTrainer, "save_checkpoint", lambda self, keep: record.save_checkpoint(self.best))
-    monkeypatch.setattr(AMFTTrainer, "export_model", lambda self: None)
+    monkeypatch.setattr(AMFTTrainer, "save_checkpoint", lambda self, keep: record.save_checkpoint())
+    monkeypatch.setattr(AMFTTrainer, "export_model", lambda self, folder: None)
     trainer.fit(None)
-    assert record.calls == ["start_training", "validate", "save_weights", "save_checkpoint", "log"]
+    assert record.calls == ["start_training", "validate", "save_weights", "save_checkpoint", "log", "model_path"]

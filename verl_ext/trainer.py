@@ -5,12 +5,13 @@ log-probabilities, advantages, critic updates, validation and checkpoint formats
 """
 
 import json
+import math
 import os
 import shutil
+import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import ray
 import torch
 import transfer_queue as tq
@@ -20,7 +21,6 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.utils import Role, create_rl_dataset, create_rl_sampler
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
@@ -31,60 +31,6 @@ from verl_ext.replay_buffer import BoundedReplayBuffer
 from verl_ext.watchdog import Watchdog
 
 COMPLETE = "COMPLETE"
-ROW_FIELDS = ("extra_info", "target", "raw_prompt", "reward_model")
-NOT_NEEDED_BY_ROLLOUTS = ("prompt", "target", "dummy_tensor")
-
-
-class PromptStream:
-    """Endless prompts from a stateful data loader, with ids that do not depend on chance.
-
-    Args:
-        loader: yields dicts of rows as verl's `RLHFDataset` makes them.
-        name: prefix of the prompts' ids, unique per stream and free of underscores.
-    """
-
-    def __init__(self, loader: StatefulDataLoader, name: str):
-        self.loader = loader
-        self.name = name
-        self.num_batches = 0
-        self.epoch = 0
-        self.rows: list[dict[str, Any]] = []  # ROW_FIELDS of the batch that `next` returned last
-        self._iterator = None
-
-    def next(self, global_step: int, rollouts_per_prompt: int) -> TensorDict:
-        """The next batch of prompts, ready for the agent loops."""
-        rows = self._next_rows()
-        kept = {name: rows[name] for name in ROW_FIELDS if name in rows}
-        self.rows = [dict(zip(kept, values, strict=True)) for values in zip(*kept.values(), strict=True)]
-        for key in NOT_NEEDED_BY_ROLLOUTS:
-            rows.pop(key, None)
-        num_prompts = len(rows["raw_prompt"])
-        rows["uid"] = np.array(
-            [f"{self.name}-{self.num_batches:06d}-{index:05d}" for index in range(num_prompts)], dtype=object
-        )
-        rows["__rollout_n__"] = np.array([rollouts_per_prompt] * num_prompts, dtype=object)
-        self.num_batches += 1
-        batch = tu.get_tensordict(rows)
-        tu.assign_non_tensor_data(batch, "global_steps", global_step)
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_batches": self.num_batches, "epoch": self.epoch, "loader": self.loader.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_batches, self.epoch = state["num_batches"], state["epoch"]
-        self.loader.load_state_dict(state["loader"])
-        self._iterator = None
-
-    def _next_rows(self) -> dict[str, Any]:
-        if self._iterator is None:
-            self._iterator = iter(self.loader)
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            self.epoch += 1
-            self._iterator = iter(self.loader)
-            return next(self._iterator)
 
 
 class RecipeTrainer(PPOTrainerSync):
@@ -105,6 +51,7 @@ class RecipeTrainer(PPOTrainerSync):
         self.poll_seconds = poll_seconds
         self._replicas_awake = False
         self._weights_synced = False
+        self.timings: dict[str, float] = {}
         super().__init__(config)
 
     # ---- construction ------------------------------------------------------------------------------------------
@@ -170,6 +117,23 @@ class RecipeTrainer(PPOTrainerSync):
     def weights_changed(self) -> None:
         """Call after an optimiser step: the rollout engine's copy is out of date."""
         self._weights_synced = False
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the policy's weights alone, beside the checkpoints."""
+        with self.watchdog.phase("checkpoint"):
+            self.actor_rollout_wg.save_weights(str(folder / "actor"))
+
+    def load_weights(self, folder: Path) -> None:
+        """Go back to what `save_weights` wrote."""
+        with self.watchdog.phase("checkpoint"):
+            self.actor_rollout_wg.load_weights(str(folder / "actor"))
+        self.weights_changed()
+
+    def export_model(self, folder: Path) -> None:
+        """The policy with its tokenizer or processor, as Hugging Face reads it."""
+        with self.watchdog.phase("export"):
+            self.actor_rollout_wg.export_model(str(folder))
+        (self.processor or self.tokenizer).save_pretrained(folder)
 
     def wake_rollout_engine(self) -> None:
         """Bring the rollout engine up with the current weights; free of cost when it already has them."""
@@ -249,6 +213,54 @@ class RecipeTrainer(PPOTrainerSync):
     def clear(self, batch: KVBatchMeta) -> None:
         tq.kv_clear(keys=batch.keys, partition_id=batch.partition_id)
 
+    # ---- a training step ---------------------------------------------------------------------------------------
+
+    def evaluate_rollouts(
+        self, batch: KVBatchMeta, num_mini_batches: int, has_advantages: bool
+    ) -> tuple[KVBatchMeta, dict[str, float]]:
+        """Old log-probabilities, [reference], [values], advantages and [critic update], all by verl, with its metrics.
+
+        Args:
+            num_mini_batches: that the batch must divide into; no-op rows fill it up.
+            has_advantages: they are stored with the batch already, and stay.
+        """
+        num_ranks = self.data_parallel_size()
+        multiple = math.lcm(self._get_required_batch_multiple(num_ranks), num_ranks * num_mini_batches)
+        batch = self.balance(batch, multiple)
+        batch.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+        metrics: dict[str, float] = {}
+        with self.timed("log_probs"):
+            batch = self._compute_old_log_prob(batch, metrics)
+            if self.use_reference_policy:
+                batch = self._compute_ref_log_prob(batch, metrics)
+            if self.use_critic:
+                batch = self._compute_values(batch, metrics)
+        if not has_advantages:
+            batch = self._compute_advantage(batch, metrics)
+        if self.use_critic:
+            with self.timed("critic"):
+                batch = self._update_critic(batch, metrics)
+        return batch, metrics
+
+    def loss_inputs(self, **extra) -> dict:
+        """Non-tensor inputs that verl's engine and policy loss read from a batch."""
+        actor, rollout = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout
+        return {
+            "temperature": rollout.temperature,
+            "calculate_entropy": actor.calculate_entropy or actor.entropy_coeff != 0,
+            "global_batch_size": actor.ppo_mini_batch_size * rollout.n,
+            "distillation_use_topk": False,
+            "distillation_only": False,
+            "compute_loss": True,
+        } | extra
+
+    @contextmanager
+    def timed(self, name: str):
+        """Add the seconds of the block to `timings[name]`."""
+        start = time.perf_counter()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def checkpoint_root(self) -> Path:
@@ -302,13 +314,6 @@ class RecipeTrainer(PPOTrainerSync):
         super()._load_checkpoint()
         if folder is not None:
             self.load_recipe_state(folder)
-
-
-def add_field(batch: TensorDict, name: str, values: list) -> None:
-    """Add one object per row to a batch of prompts."""
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    tu.assign_non_tensor_stack(batch, name, column.tolist())
 
 
 def balanced_partitions(lengths: torch.Tensor, num_ranks: int) -> list[list[int]]:

@@ -108,9 +108,7 @@ class AMFTConfig:
     overwrite: bool = False  # allow a finished run folder to be written again
     keep_checkpoints: int | None = 2  # None keeps all
     cache_dir: str = "runs/cache"  # where generated data sets and tiny models are kept
-    gpu_memory_gib: float | None = (
-        None  # of one GPU, for the plan; None: plan.gpu's, or that of this machine's first GPU
-    )
+    gpu_memory_gib: float | None = None  # of one GPU, for the plan; None: plan.gpu's, or this machine's first GPU's
     rollout_seed: int | None = 0  # seeds every generation; None: the engine's own randomness
     task: dict[str, Any] = field(default_factory=dict)  # how to prepare the data when data.train_files do not exist
     model: dict[str, Any] = field(default_factory=dict)  # how to make the model when model.path does not exist

@@ -1,7 +1,7 @@
 """Everything that a run asks for, found out by asking its method before anything is started."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from recipe.amft.config import AMFTConfig
 from recipe.amft.methods.base import Method, StepPlan
@@ -60,14 +60,4 @@ def everything_asked(method: Method, settings: AMFTConfig) -> Needs:
 def union(plans: Iterable[StepPlan]) -> StepPlan:
     """Everything that any of the steps needs."""
     plans = list(plans)
-    return StepPlan(
-        rollouts=any(plan.rollouts for plan in plans),
-        demonstrations=any(plan.demonstrations for plan in plans),
-        utility=any(plan.utility for plan in plans),
-        track_tangent=any(plan.track_tangent for plan in plans),
-        paired=any(plan.paired for plan in plans),
-        rehearsal=any(plan.rehearsal for plan in plans),
-        learns=any(plan.learns for plan in plans),
-        collected=any(plan.collected for plan in plans),
-        preferences=any(plan.preferences for plan in plans),
-    )
+    return StepPlan(**{item.name: any(getattr(plan, item.name) for plan in plans) for item in fields(StepPlan)})

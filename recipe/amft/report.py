@@ -16,8 +16,8 @@ from pathlib import Path
 
 from recipe.amft.reporting.papers import printed
 from recipe.amft.run_folder import IDENTITY
-from recipe.amft.sweep import read_request
-from recipe.amft.sweeps.points import SCALES, Sweep, names
+from recipe.amft.sweep import parser_of, read_request
+from recipe.amft.sweeps.points import SCALES, Sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -103,14 +103,8 @@ def write_run_page(folder: Path, out: Path | None) -> Path:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recipe.amft.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"names: {', '.join(names())}, all",
-    )
+    parser = parser_of("recipe.amft.report", __doc__)
     parser.add_argument("words", nargs="+", metavar="NAME|run DIR|sweep NAME|scale=SCALE|OVERRIDE")
-    parser.add_argument("--runs", type=Path, default=Path("runs/sweeps"), metavar="DIR", help="the folder of all runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="reports; of `run` the file, else its report.html")
     return parser
 

@@ -2,14 +2,16 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
+from recipe.amft.collected import CollectedRollouts
 from recipe.amft.config import AMFTConfig
 from recipe.amft.data.demonstrations import (
     Demonstration,
@@ -22,7 +24,8 @@ from recipe.amft.data.demonstrations import (
 from recipe.amft.methods import Choice, Groups, Method, StepPlan
 from recipe.amft.needs import Needs, everything_asked
 from recipe.amft.tasks.environment import begin
-from verl_ext.trainer import PromptStream, RecipeTrainer, balanced_partitions
+from verl_ext.prompts import PromptStream
+from verl_ext.trainer import RecipeTrainer, balanced_partitions
 
 # Counts of verl_ext/agent_loop.py by the names of metrics.
 GRADER_COUNTS = {
@@ -54,12 +57,12 @@ class StepDataTrainer(RecipeTrainer):
 
     settings: AMFTConfig
     method: Method
+    collected: CollectedRollouts
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
         settings, config = self.settings, self.config
         self.demonstration_rewards: dict[str, float] = {}
-        self.forget_collected()
         self.num_steps = settings.warm_up.steps + self.total_training_steps
         self.num_mini_batches = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
         self.prompts = PromptStream(self.train_dataloader, "train")
@@ -104,11 +107,6 @@ class StepDataTrainer(RecipeTrainer):
             )
         return self.demonstration_of[row_id]
 
-    def forget_collected(self) -> None:
-        self.collected: list[tuple[Demonstration, float]] = []
-        self.collected_stream: DemonstrationStream | None = None
-        self.collected_position = {"epoch": 0, "position": 0}
-
     def show_demonstrations(self) -> None:
         """Tell the method the demonstrations' texts, if it reads them."""
         if self.method.reads_demonstrations:
@@ -146,6 +144,20 @@ class StepDataTrainer(RecipeTrainer):
                 [self.demonstration_reward(row) for row in self.prompts.rows], dtype=torch.float64
             )
         return Groups(prompts, rewards, row_ids, demonstration_rewards), metrics
+
+    def comparable(self, batch: KVBatchMeta) -> tuple[KVBatchMeta, torch.Tensor]:
+        """The rollouts that have another one of their prompt beside them, N, and the prompt of each, (N,) int64.
+
+        RuntimeError when there are none.
+        """
+        prompts = [key.split("_")[0] for key in batch.keys]
+        num_rollouts = Counter(prompts)
+        kept = [key for key, prompt in zip(batch.keys, prompts, strict=True) if num_rollouts[prompt] > 1]
+        if not kept:
+            raise RuntimeError(f"no validation prompt has two rollouts at step {self.global_steps}: U has no gradient.")
+        names = sorted(num_rollouts)
+        group_ids = torch.tensor([names.index(key.split("_")[0]) for key in kept])
+        return batch if len(kept) == len(batch) else batch.select_keys(kept), group_ids
 
     def episode_metrics(self, seconds: float, *batches: KVBatchMeta | None) -> dict[str, float]:
         """What the agent loops saw of the environments in `seconds` of generation; counts only where there are graders.
@@ -200,7 +212,7 @@ class StepDataTrainer(RecipeTrainer):
             pairs = zip(choice.demonstrated, given, strict=True)
             demonstrations = [(self.demonstration(row_ids[prompt]), weight) for prompt, weight in pairs]
         elif plan.demonstrations and plan.collected:
-            demonstrations = [(row, 1.0) for row in self.next_collected(plan)]
+            demonstrations = [(row, 1.0) for row in self.collected.next(in_pairs=plan.preferences)]
         elif plan.demonstrations:
             demonstrations = [(row, 1.0) for row in self.demonstrations.next()]
         data = StepData(rollouts, demonstrations, in_pairs=plan.preferences)
@@ -237,27 +249,7 @@ class StepDataTrainer(RecipeTrainer):
             if choice.collect[rollout]:
                 row_id = groups.row_ids[int(groups.prompts[rollout])]
                 row = Demonstration(row_id, prompt.tolist(), response.tolist(), mask.tolist())
-                self.collected.append((row, float(groups.rewards[rollout])))
-
-    def next_collected(self, plan: StepPlan) -> list[Demonstration]:
-        """The next batch of collected rollouts, or of pairs of them; RuntimeError when there are none."""
-        if self.collected_stream is None:
-            rows, rewards = [row for row, _ in self.collected], [reward for _, reward in self.collected]
-            units = [(row,) for row in rows]
-            if plan.preferences:
-                pairs = self.method.pairs([row.row_id for row in rows], rewards)
-                units = [(rows[better], rows[worse]) for better, worse in pairs]
-            if not units:
-                raise RuntimeError(
-                    f"method={self.settings.method.name}: the {len(rows)} collected rollouts give nothing to learn "
-                    "from (no prompt has a correct one, or none has both kinds); sample more, or from a better model."
-                )
-            batch_size = min(self.settings.demonstrations.batch_size, len(units))
-            self.collected_stream = DemonstrationStream(units, batch_size, self.settings.demonstrations.seed)
-            self.collected_stream.load_state_dict(self.collected_position)
-        chosen = self.collected_stream.next()
-        self.collected_position = self.collected_stream.state_dict()
-        return [row for unit in chosen for row in unit]
+                self.collected.add(row, float(groups.rewards[rollout]))
 
     def weigh_pairs(self, rows: WeightedDemonstrations) -> WeightedDemonstrations:
         """Better and worse answers in turn, with the method's weights for the policy as it is now."""
@@ -270,6 +262,14 @@ class StepDataTrainer(RecipeTrainer):
     def stream_batches(self) -> list[WeightedDemonstrations]:
         """The next batch of the demonstrations' own stream, cut into mini-batches."""
         return self.cut([(row, 1.0) for row in self.demonstrations.next()])
+
+    def peek(self, num_batches: int) -> Iterator[TensorDict]:
+        """Batches of demonstrations in an order of their own: the stream of training stays where it is."""
+        stream = DemonstrationStream(
+            self.demonstrations.demonstrations, self.demonstrations.batch_size, self.settings.demonstrations.seed + 1
+        )
+        for _ in range(num_batches):
+            yield self.to_batch([(row, 1.0) for row in stream.next()])
 
     def to_batch(self, rows: WeightedDemonstrations) -> TensorDict:
         """Demonstrations as a batch whose rows are spread over the ranks by length; no-op rows fill the last rank."""
@@ -294,17 +294,23 @@ class StepDataTrainer(RecipeTrainer):
         lengths = [len(row.prompt) + len(row.response) for row, _ in rows] + [2] * (-len(rows) % num_ranks)
         return [index for part in balanced_partitions(torch.tensor(lengths), num_ranks) for index in part]
 
-    def loss_inputs(self, **extra) -> dict:
-        """Non-tensor inputs that verl's engine and policy loss read from a batch."""
-        actor, rollout = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout
+    # ---- where the data stands ---------------------------------------------------------------------------------
+
+    def data_state(self) -> dict[str, Any]:
+        """The position of every stream, and what was collected."""
         return {
-            "temperature": rollout.temperature,
-            "calculate_entropy": actor.calculate_entropy or actor.entropy_coeff != 0,
-            "global_batch_size": actor.ppo_mini_batch_size * rollout.n,
-            "distillation_use_topk": False,
-            "distillation_only": False,
-            "compute_loss": True,
-        } | extra
+            "prompts": self.prompts.state_dict(),
+            "utility_prompts": self.utility_prompts.state_dict() if self.utility_prompts else None,
+            "demonstrations": self.demonstrations.state_dict(),
+            **self.collected.state_dict(),
+        }
+
+    def load_data_state(self, state: dict[str, Any]) -> None:
+        self.prompts.load_state_dict(state["prompts"])
+        if self.utility_prompts:
+            self.utility_prompts.load_state_dict(state["utility_prompts"])
+        self.demonstrations.load_state_dict(state["demonstrations"])
+        self.collected.load_state_dict(state)
 
     def stream_metrics(self) -> dict[str, float]:
         return {

@@ -21,6 +21,7 @@ from recipe.amft.sweeps.points import SCALES, Point, Sweep, load, names
 from recipe.amft.sweeps.states import State, state_of
 
 SUBMIT = ("local", "slurm", "ray")
+UNMADE = "made-by-amft"  # where `--check` makes neither data nor model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,25 +130,30 @@ def findings(point: Point) -> tuple[str, ...]:
     from recipe.amft.preflight import preflight
 
     config = compose([*point.overrides, "dry_run=true"])
-    for key, place in (("amft.task", "data.train_files"), ("amft.model", "actor_rollout_ref.model.path")):
-        unmade = f"made-by-{key}"
-        if place == "data.train_files" and config.data.train_files is None:
-            config.data.train_files = config.data.val_files = unmade
-        elif place != "data.train_files" and config.actor_rollout_ref.model.path is None:
-            config.actor_rollout_ref.model.path = unmade
+    data, model = config.data, config.actor_rollout_ref.model
+    if data.train_files is None:
+        data.train_files = data.val_files = UNMADE
+    if model.path is None:
+        model.path = UNMADE
     _, _, plan = preflight(config)
-    return tuple(text for text in plan.findings if "made-by-amft" not in text)
+    return tuple(text for text in plan.findings if UNMADE not in text)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for a command about the runs of tables, with `--runs`, whose help lists what there is."""
     parser = argparse.ArgumentParser(
-        prog="python -m recipe.amft.sweep",
-        description=__doc__,
+        prog=f"python -m {module}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"names: {', '.join(names())}, all",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME|scale=SCALE|OVERRIDE")
     parser.add_argument("--runs", type=Path, default=Path("runs/sweeps"), metavar="DIR", help="the folder of all runs")
+    return parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = parser_of("recipe.amft.sweep", __doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME|scale=SCALE|OVERRIDE")
     parser.add_argument("--submit", choices=SUBMIT, help="run what is left; without it nothing is started")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="points at a time (local, slurm)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="in place of the file's")

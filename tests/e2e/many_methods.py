@@ -40,7 +40,6 @@ def run(trainer, method: str, overrides: list[str], config, folder: Path) -> dic
     own = compose([*overrides, f"method={method}", *OPTIONS.get(method, [])])
     own.amft.utility.files = config.amft.utility.files
     trainer.begin(read_settings(own))
-    trainer.forget_collected()
     trainer.show_demonstrations()
     given = str(folder / "given" / method)
     trainer.actor_rollout_wg.save_weights(given)
@@ -51,16 +50,16 @@ def run(trainer, method: str, overrides: list[str], config, folder: Path) -> dic
     for step in range(STEPS):
         if step == STEPS - 1:
             trainer.save_checkpoint(keep=1)
-            trainer.delete_unused_best()
-            before = trainer.method.state_to_dict(trainer.method_state)
+            trainer.stages.delete_unused(trainer.state.best)
+            before = trainer.method.state_to_dict(trainer.state.method)
             resume(trainer, given)
-            after = trainer.method.state_to_dict(trainer.method_state)
+            after = trainer.method.state_to_dict(trainer.state.method)
             resumed = look(trainer)
-            trainer.enter_stage(trainer.method.stage(step))
+            trainer.stages.enter(trainer.state, trainer.method.stage(step))
             started = look(trainer)
         trainer.global_steps += 1
         steps.append(trainer.train_step(step))
-        trainer.keep_best(-float(step))
+        trainer.stages.keep_best(trainer.state, trainer.global_steps, -float(step))
         seen.append(look(trainer))
     return {
         "method": method,
@@ -78,7 +77,6 @@ def resume(trainer, given: str) -> None:
     trainer.begin(trainer.settings)
     trainer.actor_rollout_wg.load_weights(given)
     trainer.actor_rollout_wg.forget()
-    trainer.forget_collected()
     trainer.show_demonstrations()
     trainer.config.trainer.resume_mode = "auto"
     trainer._load_checkpoint()

@@ -12,8 +12,8 @@ import yaml
 
 from recipe.amft.data.tiny_model import make_tokenizer
 from recipe.amft.main import CONFIGS, compose
+from recipe.amft.step_metrics import grader_warning
 from recipe.amft.tasks.environment import make_environment
-from recipe.amft.trainer import grader_warning
 from verl_ext.agent_loop import EnvironmentClock
 
 GAME = {"num_cards": 3, "ranks": 10, "verify_iter": 3, "prompt_style": "compact"}

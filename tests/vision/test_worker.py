@@ -1,46 +1,22 @@
 """The actor worker on a vision-language model: what it computes is what transformers computes, on one rank or two."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rank_processes import run_script
 
 pytestmark = pytest.mark.distributed
 
 HERE = Path(__file__).parent
 SECONDS = 400
-ENVIRONMENT = {
-    "VERL_PLATFORM": "cpu",
-    "VERL_USE_EXTERNAL_MODULES": "verl_ext.register",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TORCHDYNAMO_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[int, list[dict]]:
     """By world size, what each rank computed."""
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-W", "ignore", str(HERE / "vision_ranks.py"), str(folder)]
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | ENVIRONMENT | {"PYTHONPATH": path}, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            status: int | None = process.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            status = None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert status == 0, (folder / "log.txt").read_text()[-5000:]
+    run_script(HERE / "vision_ranks.py", str(folder), log=folder / "log.txt", seconds=SECONDS)
     load = lambda size, rank: torch.load(folder / f"world_{size}_rank_{rank}.pt", weights_only=False)  # noqa: E731
     return {size: [load(size, rank) for rank in range(size)] for size in (1, 2)}
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from recipe.amft.algorithm.token_losses import LossSpec
 from recipe.amft.methods.base import Choice, Groups, Measurements, Method, Mix, Stage, StepPlan
 
+SAMPLING = StepPlan(demonstrations=False, learns=False)
+
 
 @dataclass(frozen=True)
 class RftOptions:
@@ -25,8 +27,8 @@ class CollectThenLearn(Method):
     """`sample_steps` steps collect rollouts of the policy that the warm-up ended with; the others learn from them."""
 
     Options: type = RftOptions
-    learning_plan = StepPlan(rollouts=False, collected=True)
-    kinds = (StepPlan(demonstrations=False, learns=False), StepPlan(rollouts=False, collected=True))
+    learning = StepPlan(rollouts=False, collected=True)
+    kinds = (SAMPLING, learning)
 
     def stage(self, step: int) -> Stage:
         return Stage("sampling" if step < self.options.sample_steps else "learning")
@@ -36,15 +38,14 @@ class CollectThenLearn(Method):
         return self.options.sample_steps + 1, "amft.method.options.sample_steps"
 
     def plan(self, step: int, state: Any) -> StepPlan:
-        if step < self.options.sample_steps:
-            return StepPlan(demonstrations=False, learns=False)
-        return self.learning_plan
+        return SAMPLING if step < self.options.sample_steps else self.learning
 
     def choose(self, state: Any, step: int, groups: Groups) -> tuple[Any, Choice]:
         collect = self.collects(groups)
         return state, Choice(collect=collect, metrics={"method/collected_share": float(collect.double().mean())})
 
     def collects(self, groups: Groups) -> Tensor:
+        """Which rollouts to keep, (N,) bool."""
         return groups.rewards > 0
 
     def combine(self, state: Any, step: int, measured: Measurements) -> tuple[Any, Mix, dict[str, float]]:
@@ -76,11 +77,8 @@ class Dpo(CollectThenLearn):
 
     Options = DpoOptions
     reference = "warmed"
-    learning_plan = StepPlan(rollouts=False, collected=True, preferences=True)
-    kinds = (
-        StepPlan(demonstrations=False, learns=False),
-        StepPlan(rollouts=False, collected=True, preferences=True),
-    )
+    learning = StepPlan(rollouts=False, collected=True, preferences=True)
+    kinds = (SAMPLING, learning)
 
     def collects(self, groups: Groups) -> Tensor:
         """Only prompts with samples of both kinds can make a pair."""

@@ -1,6 +1,5 @@
 """Two stages in one run: imitation, then reinforcement from its best weights (DFT Tables 5 to 7, AMFT's SFT->RL)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +40,4 @@ class ImitationThenReinforcement(Method):
 
     def combine(self, state: Any, step: int, measured: Measurements) -> tuple[Any, Mix, dict[str, float]]:
         mu = float(step < self.options.sft_steps)
-        return state, Mix(mu), {"controller/entropy": next(entropies(measured))}
-
-
-def entropies(measured: Measurements) -> Iterator[float]:
-    return iter(measured.entropy.values())
+        return state, Mix(mu), {"controller/entropy": next(iter(measured.entropy.values()))}

@@ -1,22 +1,17 @@
 """A program and its tests in two confined processes; whatever they do, they are gone after the time limit."""
 
 import contextlib
-import json
 import math
 import os
-import select
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[4]
-MAX_VERDICT_BYTES = 1 << 16
+from recipe.amft.tasks.json_process import JsonProcess
+
 START_SECONDS = 30.0  # the interpreters' own start, which does not count against a program's time
 
 Reason = Literal[
@@ -71,11 +66,11 @@ def run(program: Program, seconds: float, memory_gib: float) -> Outcome:
         try:
             _wait_for_start(process)
             deadline = time.monotonic() + seconds
-            _send(process, json.dumps(asdict(program) | limits).encode() + b"\n", deadline)
-            reply = _expect(process, deadline)
+            process.send(asdict(program) | limits, deadline)
+            reply = process.receive(deadline)
         except TimeoutError:
             return Outcome("timeout", f"not done within {seconds:g} s")
-        except (EOFError, BrokenPipeError):
+        except EOFError:
             return Outcome("crashed", f"the judge ended with status {process.wait()}")
         finally:
             _end(process)
@@ -92,9 +87,8 @@ def check_available() -> None:
         raise RuntimeError(f"the sandbox for programs does not work on this machine: {outcome}")
 
 
-def _start(folder: str) -> subprocess.Popen[bytes]:
+def _start(folder: str) -> JsonProcess:
     environment = {
-        "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",
         "LANG": "C.UTF-8",
@@ -105,61 +99,18 @@ def _start(folder: str) -> subprocess.Popen[bytes]:
     }
     if "LD_LIBRARY_PATH" in os.environ:  # of the interpreter itself
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "recipe.amft.tasks.code.judge"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-        cwd=folder,
-        env=environment,
-        start_new_session=True,
-    )
+    return JsonProcess("recipe.amft.tasks.code.judge", environment=environment, cwd=folder, start_new_session=True)
 
 
-def _wait_for_start(process: subprocess.Popen[bytes]) -> None:
+def _wait_for_start(process: JsonProcess) -> None:
     try:
-        _expect(process, time.monotonic() + START_SECONDS)
+        process.receive(time.monotonic() + START_SECONDS)
     except (TimeoutError, EOFError) as error:
         raise RuntimeError(f"the sandbox for programs did not start ({type(error).__name__})") from None
 
 
-def _send(process: subprocess.Popen[bytes], data: bytes, deadline: float) -> None:
-    """Write as the other side reads: tests may be longer than a pipe's buffer."""
-    descriptor = process.stdin.fileno()
-    os.set_blocking(descriptor, False)
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    while data:
-        _wait(poll, deadline)
-        data = data[os.write(descriptor, data) :]
-
-
-def _expect(process: subprocess.Popen[bytes], deadline: float) -> dict[str, str]:
-    """The next line; EOFError when there is none."""
-    descriptor = process.stdout.fileno()
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    received = b""
-    while not received.endswith(b"\n"):
-        _wait(poll, deadline)
-        chunk = os.read(descriptor, MAX_VERDICT_BYTES)
-        if not chunk or len(received) > MAX_VERDICT_BYTES:
-            raise EOFError
-        received += chunk
-    reply: dict[str, str] = json.loads(received)
-    return reply
-
-
-def _wait(poll: "select.poll", deadline: float) -> None:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0 or not poll.poll(remaining * 1000):
-        raise TimeoutError
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: JsonProcess) -> None:
     """Kill the session of the judge: a confined process cannot leave it."""
     with contextlib.suppress(ProcessLookupError):  # both have ended
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
+    process.end()

@@ -22,6 +22,7 @@ from recipe.amft.tasks.rendering.cards import COLOURS, IMAGE_SIZE, HandPicture
 
 MAX_DRAWS = 10_000
 RESET_OPTIONS = ("cards", "target", "require_face")
+# (name, least, most), None for no limit
 INTEGERS = (("num_cards", 2, 5), ("ranks", 1, MAX_RANK), ("verify_iter", 1, None), ("image_size", 64, 4096))
 CHOICES = {
     "face_rule": get_args(FaceRule),
@@ -63,12 +64,7 @@ class GeneralPoints:
     _ended: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("num_cards", 2, 5),
-            ("ranks", 1, MAX_RANK),
-            ("verify_iter", 1, None),
-            ("image_size", 64, 4096),
-        ):
+        for name, low, high in INTEGERS:
             value = getattr(self, name)
             if not _is_integer(value) or value < low or (high is not None and value > high):
                 allowed = f"{low} or more" if high is None else f"{low} to {high}"

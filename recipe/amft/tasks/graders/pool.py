@@ -1,8 +1,8 @@
 """Graders in subprocesses with limits: a hostile answer costs its time limit, and never the process that trains.
 
-Each worker is a plain `python -m` subprocess on two pipes (no fork: the processes that grade have threads), started at
-its first request and kept. The parent's clock limits the time of an answer, so that the pool works in any thread and in
-asyncio; a worker over the limit is killed and the next request starts another.
+Each worker is a subprocess (json_process.py), started at its first request and kept. The parent's clock limits the time
+of an answer, so that the pool works in any thread and in asyncio; a worker over the limit is killed, and the next
+request starts another.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from typing import Any
 from recipe.amft.tasks.graders.answers import answer_part
 from recipe.amft.tasks.graders.registry import check_task
 from recipe.amft.tasks.graders.verdicts import Verdict, not_judged
-from recipe.amft.tasks.graders.worker_process import WorkerDiedError, WorkerProcess
+from recipe.amft.tasks.graders.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class GraderPool:
             except TimeoutError:
                 self._count("graded", "timeouts")
                 return not_judged("timeout")
-            except WorkerDiedError as error:
+            except (EOFError, OSError) as error:
                 self._count("crashes")
                 logger.warning("a grader's worker died (%s) on an answer to %r", error, request["ground_truth"])
                 continue

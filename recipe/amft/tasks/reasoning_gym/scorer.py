@@ -1,28 +1,23 @@
 """Scores from reasoning-gym's own scorers, computed in a subprocess with limits.
 
-One subprocess for each process, a plain `python -m` on two pipes, started at the first request and kept; it ends when
-its input does. The limit is on the parent's clock; a subprocess over it is killed, and the next request starts another.
+One subprocess for each process, started at the first request and kept; it ends when its input does. One over the time
+limit is killed, and the next request starts another.
 """
 
-import json
 import logging
 import os
-import select
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from recipe.amft.tasks.json_process import JsonProcess
 
 logger = logging.getLogger(__name__)
 
 MAX_ANSWER_CHARACTERS = 16_384
-MAX_REPLY_BYTES = 4096
 START_SECONDS = 120.0
-ROOT = Path(__file__).resolve().parents[4]
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "VIRTUAL_ENV")
 
 
@@ -43,7 +38,7 @@ class Scorer:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: JsonProcess | None = None
         self._lock = threading.Lock()
 
     def score(self, task: dict[str, Any], answer: str | None, seconds: float) -> Score:
@@ -86,80 +81,27 @@ class Scorer:
         process = self._process or self._start()
         try:
             deadline = time.monotonic() + request["seconds"]
-            _send(process, request, deadline)
-            return _receive(process, deadline)
-        except BrokenPipeError as error:
-            self._kill()
-            raise EOFError(str(error)) from error
+            process.send(request, deadline)
+            return process.receive(deadline)
         except BaseException:
             self._kill()  # its reply would be taken for that to the next request
             raise
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> JsonProcess:
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "recipe.amft.tasks.reasoning_gym.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env=environment,
-        )
-        self._process = process
+        process = self._process = JsonProcess("recipe.amft.tasks.reasoning_gym.worker", environment=environment)
         try:
-            _receive(process, time.monotonic() + START_SECONDS)
+            process.receive(time.monotonic() + START_SECONDS)
         except (OSError, EOFError) as error:
             self._kill()
             raise RuntimeError(f"the scorer's process did not start ({error}); its messages are above") from error
-        os.set_blocking(process.stdin.fileno(), False)
         return process
 
     def _kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-
-
-def _send(process: subprocess.Popen[bytes], message: dict[str, Any], deadline: float) -> None:
-    """An entry may be longer than a pipe's buffer: write as the other side reads, until `deadline`."""
-    data = json.dumps(message).encode() + b"\n"
-    descriptor = process.stdin.fileno()
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    while data:
-        _wait(poll, deadline)
-        data = data[os.write(descriptor, data) :]
-
-
-def _receive(process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
-    descriptor = process.stdout.fileno()
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    received = b""
-    while not received.endswith(b"\n"):
-        _wait(poll, deadline)
-        chunk = os.read(descriptor, MAX_REPLY_BYTES)
-        if not chunk:
-            raise EOFError(f"exit status {process.wait()}")
-        received += chunk
-        if len(received) > MAX_REPLY_BYTES:
-            raise EOFError("its reply is too long")
-    return json.loads(received)
-
-
-def _wait(poll: "select.poll", deadline: float) -> None:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0 or not poll.poll(remaining * 1000):
-        raise TimeoutError
+            process.end()
 
 
 _scorers: dict[int, Scorer] = {}

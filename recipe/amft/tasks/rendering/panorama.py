@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from recipe.amft.tasks.rendering.street import GAP, VIEW_SIZE, grid
+from recipe.amft.tasks.rendering.grid import VIEW_SIZE, grid, grid_size
 from recipe.amft.tasks.virl.city import VIEWS
 from recipe.amft.tasks.virl.geography import Geocode, distance_metres
 
@@ -83,7 +83,7 @@ class PanoramaPicture:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return (2 * self.view_size + GAP, 2 * self.view_size + GAP)
+        return grid_size(self.view_size)
 
     def draw(self) -> Image.Image:
         """The RGB image."""

@@ -16,11 +16,10 @@ import numpy as np
 from PIL import Image
 
 from recipe.amft.tasks.rendering.glyphs import glyph_size, ink, text
+from recipe.amft.tasks.rendering.grid import VIEW_SIZE, grid, grid_size
 from recipe.amft.tasks.virl.city import VIEWS, City, CityOptions, Shop, make_city
 from recipe.amft.tasks.virl.geography import Point
 
-VIEW_SIZE = 480  # pixels
-GAP = 5  # pixels between two views of a grid
 CAMERA = 2.5  # metres above the ground
 NEAR, FAR = 0.2, 400.0
 SIGN_DISTANCE = 70.0  # from farther away a sign is not drawn
@@ -87,7 +86,7 @@ class StreetPicture:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return (2 * self.view_size + GAP, 2 * self.view_size + GAP)
+        return grid_size(self.view_size)
 
     def draw(self) -> Image.Image:
         """The RGB image."""
@@ -123,16 +122,6 @@ def views(
             for index, axis in enumerate(axes):
                 _hang(pictures[index], shop, position, axis, walls.depth[index * size : (index + 1) * size])
     return pictures
-
-
-def grid(pictures: np.ndarray, gap: int = GAP) -> np.ndarray:
-    """The four views as one picture: front and right above back and left, a black gap between them."""
-    size = pictures.shape[1]
-    whole = np.zeros((2 * size + gap, 2 * size + gap, 3), np.uint8)
-    for index, (row, column) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
-        top, left = row * (size + gap), column * (size + gap)
-        whole[top : top + size, left : left + size] = pictures[index]
-    return whole
 
 
 def cast(city: City, position: Point, rays: np.ndarray) -> Walls:
@@ -225,7 +214,7 @@ def _paint(walls: Walls, palette: Palette, size: int, seed: int) -> np.ndarray:
     is_ground = height[size // 2 :] < 0
     to_wall = (walls.depth - ground_depth) * walls.slant
     ground = np.where(
-        (to_wall < 2.4)[..., None], np.array(palette.sidewalk, np.uint8), np.array(palette.road, np.uint8)
+        (to_wall < SIDEWALK)[..., None], np.array(palette.sidewalk, np.uint8), np.array(palette.road, np.uint8)
     )
     image[size // 2 :] = np.where(is_ground[..., None], ground, image[size // 2 :])
     return image

@@ -7,8 +7,9 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from recipe.amft.tasks.environment import Observation
+from recipe.amft.tasks.rendering.grid import VIEW_SIZE
 from recipe.amft.tasks.rendering.panorama import PanoramaPicture, panorama_folder
-from recipe.amft.tasks.rendering.street import VIEW_SIZE, StreetPicture
+from recipe.amft.tasks.rendering.street import StreetPicture
 from recipe.amft.tasks.virl import prompts
 from recipe.amft.tasks.virl.city import CityOptions, make_city
 from recipe.amft.tasks.virl.instructions import Mode, parse_landmark
