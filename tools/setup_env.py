@@ -186,8 +186,9 @@ def build(stack: str) -> None:
     else:
         installer.install_gpu_stack()
     say(f"installed after {time.monotonic() - started:.0f} s; compiling bytecode")
-    compile_all = [str(VENV_PYTHON), "-m", "compileall", "-qq", "-j", "0", "-x", SELDOM_IMPORTED, str(VENV / "lib")]
-    subprocess.run(compile_all, env=installer.environment, stdout=subprocess.DEVNULL)  # some wheels hold broken samples
+    compile_all = [str(VENV_PYTHON), "-W", "ignore", "-m", "compileall", "-qq", "-j", "0", "-x", SELDOM_IMPORTED]
+    command = [*compile_all, str(VENV / "lib")]
+    subprocess.run(command, env=installer.environment, stdout=subprocess.DEVNULL)  # some wheels hold broken samples
     STAMP.write_text(json.dumps(fingerprint(stack), indent=1))
     say(f"built in {time.monotonic() - started:.0f} s")
 

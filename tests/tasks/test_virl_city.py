@@ -352,7 +352,7 @@ def test_the_evaluation_is_that_of_the_papers():
 
 
 def test_the_expert_solves_every_route_of_every_split():
-    """300 training routes and all evaluation sets, with absolute and with relative actions: each step right, success."""
+    """300 training routes and all evaluation sets, with absolute and with relative actions: every step is right."""
     splits = build_splits(DataOptions(train=300, validation=48, evaluation=48))
     routes = [route for content in splits.values() for route in content.routes]
     assert len(routes) == 300 + 48 + 48 + 48 + 18

@@ -9,14 +9,13 @@ and a function that does nothing must not, in the sandbox that judges the model;
 is refused, or left out with --on-bad-row drop.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
+from recipe.amft.data.command_line import Parser, folder_to_write
 from recipe.amft.data.general_points import write_parquet
 from recipe.amft.data.records import open_source
 from recipe.amft.data.rows import BadRow
@@ -109,12 +108,12 @@ def what_is_wrong(problem: Mapping[str, str], env_kwargs: Mapping[str, Any]) -> 
     return "a function that does nothing passes" if info["success"] else None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m recipe.amft.data.prepare humaneval", description="Write problems in HumanEval's format as rows."
     )
     parser.add_argument("--source", required=True, help="file (.jsonl, .jsonl.gz, .parquet), folder, or hub")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=folder_to_write, required=True, metavar="DIR")
     parser.add_argument("--name", default="humaneval", help="data_source of the rows (default: humaneval)")
     parser.add_argument("--seconds", type=float, default=10.0, help="for a program and its tests together")
     parser.add_argument("--memory-gib", type=float, default=1.0, help="how far a program may grow")

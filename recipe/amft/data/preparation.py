@@ -161,7 +161,10 @@ class RowReader:
                 self.bad.add(place, reason)
         if not self.num_records[split]:
             there = f"; it has {', '.join(self.skipped)}" if self.skipped else ""
-            raise ValueError(f"source={self.options.source!r} has no row of {self.options.name} for {split}{there}.")
+            raise ValueError(
+                f"source={self.options.source!r} has no row of {self.options.name} for {split}{there}. "
+                f"{how_to_get(self.options.name)}"
+            )
 
     def _source_of(self, values: Mapping[str, Any]) -> str | None:
         """The name a record is kept under: this source's, or for `benchmarks` the one that the row itself gives."""

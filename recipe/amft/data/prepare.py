@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.amft.data.command_line import Parser, folder_to_write
 from recipe.amft.data.output import check_folder, fill_folder, replace_folder, summary
 from recipe.amft.data.preparation import Options, check_name, prepare
 from recipe.amft.data.row_checks import Limits
@@ -82,21 +83,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: out={str(out)!r} cannot be written ({error}); give another folder.", file=sys.stderr)
         return 1
     print(summary(prepared.report))
     print(f"written to {out}: {', '.join(f'{split}.parquet' for split in prepared.splits)}, report.json")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     names = f"{', '.join(SOURCES)}; with options of their own (NAME --help): {', '.join(OTHER_COMMANDS)}"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipe.amft.data.prepare", description="Write a data set as parquet files with a report."
     )
     parser.add_argument("name", metavar="NAME", help=names)
     parser.add_argument("--source", required=True, help="file, folder, hub, or hub:owner/name[:config]")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=folder_to_write, required=True, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier preparation in DIR")
     for split in SPLITS:
         parser.add_argument(f"--{split}", type=int, metavar="ROWS", help="default: what the source has")

@@ -93,7 +93,10 @@ def read_records(file: Path) -> Iterator[Record]:
         return
     elif suffix == ".csv":
         csv.field_size_limit(LONGEST_FIELD)
-        rows = csv.DictReader(file.read_text("utf-8-sig").splitlines(keepends=True))
+        try:
+            rows = csv.DictReader(file.read_text("utf-8-sig").splitlines(keepends=True))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not in UTF-8 ({error}); write it again in UTF-8.") from None
     else:
         rows = iter(_read_json(file))
     for index, values in enumerate(rows):
