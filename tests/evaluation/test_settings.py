@@ -86,6 +86,13 @@ def test_keys_at_the_top_override_every_benchmark():
         (["concurrency=0"], "concurrency=0 must be"),
         (["+suite.benchmarks.amc.sample=4"], r"suite\.benchmarks\.amc\.sample is not a known key; known: samples"),
         (["limit=0"], "limit=0 must be"),
+        (["pass_at=5"], r"pass_at=5 must be a list: pass_at=\[5\]"),
+        (["suite.benchmarks.amc.files=a.parquet"], r"files='a.parquet' must be a list"),
+        (["top_p=0"], "top_p=0 leaves no token"),
+        (["chat_template_kwargs=3"], "chat_template_kwargs=3 must be a mapping"),
+        (["engine.extra=3"], "engine.extra=3 must be a mapping"),
+        (["+suite.common.env_kwargs=lenient"], "env_kwargs='lenient' must be a mapping"),
+        (["overwrite=perhaps"], "overwrite='perhaps' must be true or false"),
     ],
 )
 def test_bad_values_are_refused_with_the_fix(overrides, message):
@@ -119,6 +126,7 @@ def test_an_unknown_suite_is_answered_with_the_nearest_names():
             ["engine.gpu_memory=0.5"],
             r"engine has no key 'gpu_memory'; the nearest: gpu_memory_utilization, .*engine.extra",
         ),
+        (["suite.benchmarks.aime24.sample=4"], r"a benchmark has no key 'sample'; the nearest: samples, "),
         (["--samples=4"], r"--samples=4 is no option; keys are given without dashes: samples=4\."),
         (["--max-tokens", "4"], r"keys are given without dashes: max_tokens=VALUE"),
         (["samples"], r"'samples' is no key=value; the nearest keys: samples, "),

@@ -1,12 +1,14 @@
 """The command line of the evaluation before Hydra reads it: what is misspelt is answered with what there is."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipe.amft.evaluation.settings import nearest
+from recipe.amft.evaluation.settings import Benchmark, nearest
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+BENCHMARK_KEYS = [item.name for item in dataclasses.fields(Benchmark) if item.name != "name"]
 
 
 def translated(arguments: Sequence[str]) -> list[str]:
@@ -37,6 +39,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 def _check_key(argument: str, key: str, keys: list[str], engine_keys: list[str]) -> None:
     root, _, rest = key.partition(".")
+    benchmark_key = rest.split(".")[2:3] if rest.startswith("benchmarks.") and root == "suite" else []
+    if benchmark_key and benchmark_key[0] not in BENCHMARK_KEYS:
+        near = _nearest(benchmark_key[0], BENCHMARK_KEYS)
+        sys.exit(f"error: {argument}: a benchmark has no key {benchmark_key[0]!r}; the nearest: {near}.")
     if root not in (*keys, "model_path"):
         sys.exit(f"error: {argument}: there is no key {root!r}; the nearest: {_nearest(root, keys)}.")
     name = rest.partition(".")[0]
