@@ -60,6 +60,10 @@ def _check_suite(arguments: Sequence[str]) -> None:
     known = sorted(path.stem for path in (CONFIGS / "suite").glob("*.yaml"))
     for argument in arguments:
         key, _, names = argument.partition("=")
+        if key == "suite" and "," in names and not {"-m", "--multirun"} & set(arguments):
+            sys.exit(
+                f"error: {argument}: an evaluation has one suite; several follow each other with -m suite=ONE,TWO."
+            )
         for name in names.split(",") if key == "suite" else ():
             if name not in known:
                 sys.exit(f"error: suite={name} is unknown; known, the nearest first: {nearest(name, known)}.")

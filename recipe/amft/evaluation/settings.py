@@ -133,7 +133,7 @@ def settings_from(values: Mapping[str, Any]) -> EvaluationSettings:
             "model is not given; add model=PATH: a Hugging Face folder, a run folder, or a checkpoint "
             "(.../checkpoints/global_step_N)."
         )
-    if not isinstance(suite, Mapping) or not suite.get("benchmarks"):
+    if not isinstance(suite, Mapping) or "benchmarks" not in suite:
         raise ValueError("suite is not given; add suite=NAME, a file of configs/suite (math_id, quickstart, ...).")
     _check_keys(suite, ("name", "average", "common", "benchmarks", "training"), "suite")
     benchmarks = _benchmarks(suite, {name: value for name, value in overrides.items() if value is not None}, only)
@@ -147,7 +147,7 @@ def settings_from(values: Mapping[str, Any]) -> EvaluationSettings:
 
 def _benchmarks(suite: Mapping[str, Any], overrides: Mapping[str, Any], only: Any) -> tuple[Benchmark, ...]:
     common = suite.get("common") or {}
-    entries = {name: entry for name, entry in suite["benchmarks"].items() if entry is not None}
+    entries = {name: entry for name, entry in (suite["benchmarks"] or {}).items() if entry is not None}
     wanted = [only] if isinstance(only, str) else list(entries if only is None else only)
     for name in wanted:
         if name not in entries:
