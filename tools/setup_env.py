@@ -27,6 +27,7 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "amft_stamp.json"
 REQUIREMENTS = {"cpu": ROOT / "requirements" / "cpu.txt", "gpu": ROOT / "requirements" / "gpu.txt"}
+OVERRIDES, CPU_OVERRIDES = ROOT / "requirements" / "overrides.txt", ROOT / "requirements" / "overrides_cpu.txt"
 SUPPORTED_PYTHONS = ("3.11", "3.12")
 RUNNING_PYTHON = "{}.{}".format(*sys.version_info)
 # About a third of all code, which few runs import: Python compiles what is imported then.
@@ -34,7 +35,7 @@ SELDOM_IMPORTED = "/(tests|testing|rllib|models|physics)/"
 
 LOCK_HEADER = """\
 # The CPU stack, locked: Linux x86_64, Python 3.11 and 3.12. `make lock` resolves it again from pyproject.toml (extras
-# cpu and dev) and requirements/overrides.txt, keeping the pins that still fit. Install it with --no-deps: `make env`.
+# cpu and dev) and the overrides beside it, keeping the pins that still fit. Install it with --no-deps: `make env`.
 # torch's +cpu build: https://download.pytorch.org/whl/cpu, or a folder in pip's find-links that holds the wheel.
 """
 
@@ -142,7 +143,7 @@ class Installer:
             raise SystemExit(f"[env] cannot install {' '.join(arguments)}: see pip's words above, then run this again")
 
     def install_cpu_stack(self) -> None:
-        """The lock, and nothing else that its packages ask for (requirements/overrides.txt says why)."""
+        """The lock, and nothing else that its packages ask for (requirements/overrides*.txt say why)."""
         say(f"torch {self.torch_version} comes from {self.torch_source[-1]} (AMFT_TORCH_INDEX names another index)")
         self.install("--no-deps", f"torch=={self.torch_version}", *self.torch_source, registry=[])
         self.install("--no-deps", "--requirement", "requirements/cpu.txt", registry=self.registry)
@@ -151,7 +152,8 @@ class Installer:
     def install_gpu_stack(self) -> None:
         say("the CUDA libraries come along: several GB")
         constraint = ["--constraint", "requirements/gpu.txt"]
-        self.install(*constraint, "--editable", ".[gpu,dev]", registry=self.registry)
+        overrides = ["--override", str(OVERRIDES)]  # pip has none, and needs a C compiler for pycosat
+        self.install(*constraint, "--editable", ".[gpu,dev]", registry=[*self.registry, *overrides])
         say(f"optional (needs nvcc): .venv/bin/uv pip install --no-build-isolation {' '.join(constraint)} flash-attn")
 
     def lock(self) -> None:
@@ -160,7 +162,8 @@ class Installer:
         if self.torch_source[-1] == TORCH_INDEX:
             flags += ["--extra-index-url", TORCH_INDEX]
             flags += [] if "--index-strategy" in flags else ["--index-strategy", "unsafe-best-match"]
-        flags += ["--extra", "cpu", "--extra", "dev", "--override", "requirements/overrides.txt", "--no-annotate"]
+        flags += ["--override", str(OVERRIDES), "--override", str(CPU_OVERRIDES)]
+        flags += ["--extra", "cpu", "--extra", "dev", "--no-annotate"]
         flags += ["--output-file", "requirements/cpu.txt", "--no-header", "--quiet"]
         if not self.run([*self.uv, "compile", "pyproject.toml", *flags]):
             raise SystemExit("[env] uv could not resolve the lock: see its words above")
@@ -183,8 +186,9 @@ def build(stack: str) -> None:
     else:
         installer.install_gpu_stack()
     say(f"installed after {time.monotonic() - started:.0f} s; compiling bytecode")
-    compile_all = [str(VENV_PYTHON), "-m", "compileall", "-qq", "-j", "0", "-x", SELDOM_IMPORTED, str(VENV / "lib")]
-    subprocess.run(compile_all, env=installer.environment, stdout=subprocess.DEVNULL)  # some wheels hold broken samples
+    compile_all = [str(VENV_PYTHON), "-W", "ignore", "-m", "compileall", "-qq", "-j", "0", "-x", SELDOM_IMPORTED]
+    command = [*compile_all, str(VENV / "lib")]
+    subprocess.run(command, env=installer.environment, stdout=subprocess.DEVNULL)  # some wheels hold broken samples
     STAMP.write_text(json.dumps(fingerprint(stack), indent=1))
     say(f"built in {time.monotonic() - started:.0f} s")
 

@@ -8,12 +8,11 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from recipe.amft.evaluation.arguments import CONFIGS, check_arguments, translated
 from recipe.amft.process import prepare_process
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 INTERRUPTED = 143  # exit status after SIGTERM, as a shell reports it
 
 
@@ -24,11 +23,6 @@ def compose(overrides: list[str] | None = None):
 
     with initialize_config_dir(config_dir=str(CONFIGS), version_base=None):
         return hydra_compose("evaluate", overrides=translated(overrides or []))
-
-
-def translated(arguments: list[str]) -> list[str]:
-    """`model=PATH` as the key `model_path`: Hydra would look for PATH in the group `model` of the training's files."""
-    return [f"model_path={item.removeprefix('model=')}" if item.startswith("model=") else item for item in arguments]
 
 
 @dataclass(frozen=True)
@@ -228,27 +222,13 @@ def run(config) -> None:
         sys.exit(INTERRUPTED if isinstance(error, Stopped) else 130)
 
 
-def check_suite_name(arguments: list[str]) -> None:
-    """Exits with the nearest names for a `suite=NAME` that is not there."""
-    from recipe.amft.evaluation.settings import nearest
-
-    if any(argument.startswith(("--config-dir", "-cd")) for argument in arguments):
-        return  # the user's own suites
-    known = sorted(path.stem for path in (CONFIGS / "suite").glob("*.yaml"))
-    for argument in arguments:
-        key, _, names = argument.partition("=")
-        for name in names.split(",") if key == "suite" else ():
-            if name not in known:
-                sys.exit(f"error: suite={name} is unknown; known, the nearest first: {nearest(name, known)}.")
-
-
 def main() -> None:
     import hydra
 
     prepare_process()
     os.environ.setdefault("TQDM_MININTERVAL", "1")
+    check_arguments(sys.argv[1:])
     sys.argv[1:] = translated(sys.argv[1:])
-    check_suite_name(sys.argv[1:])
     hydra.main(config_path=str(CONFIGS), config_name="evaluate", version_base=None)(run)()
 
 

@@ -176,7 +176,8 @@ def test_the_output_folder_is_replaced_whole_or_not_at_all(small, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        (["gsm9k", "--source", "x"], ["'gsm9k'", "did you mean gsm8k?", "minerva"]),
+        (["gsm9k", "--source", "x"], ["'gsm9k'", "did you mean gsm8k?", "minerva", "general_points"]),
+        (["generalpoints"], ["'generalpoints'", "did you mean general_points?"]),
         (["gsm8k", "--source", "data/none"], ["data/none", "does not exist", "hf download", "openai/gsm8k"]),
         (["gsm8k", "--source", "SMALL/empty"], ["holds no train.jsonl", "its data files: none"]),
         (["gsm8k", "--source", "SMALL/other.txt"], ["other.txt", ".parquet"]),

@@ -6,9 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recipe.amft.data.prepare import main
 from recipe.amft.data.records import open_source, read_records
 from recipe.amft.data.rows import BadRow, Problem, RowOptions, build_row, require_target
 from recipe.amft.data.sources import SOURCES, is_row, read_gsm8k, read_math, read_row
+from recipe.amft.tasks.environment import make_environment
 
 GSM8K = {"question": "Two pies at $3?", "answer": "It is 2*3 = $<<2*3=6>>6.\nSo $<<6*1000=6000>>6000.\n#### 6,000"}
 SYSTEM, USER = {"role": "system", "content": "S"}, {"role": "user", "content": "Q?"}
@@ -68,6 +70,39 @@ def test_published_records_are_read(name, values, problem):
     columns = {column.casefold() for column in values}
     assert all(any(choice.casefold() in columns for choice in names) for names in SOURCES[name].columns)
     build_row(problem, name, "test", RowOptions())
+
+
+@pytest.mark.parametrize(("name", "values", "problem"), RECORDS, ids=[name for name, _, _ in RECORDS])
+def test_the_command_turns_published_files_into_episodes(name, values, problem, tmp_path):
+    """`prepare NAME` on a file of such records: a test row whose right answer is rewarded, and no other."""
+    (tmp_path / "file.jsonl").write_text(json.dumps(values) + "\n")
+    assert main([name, "--source", str(tmp_path / "file.jsonl"), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "test.parquet"]
+    (row,) = pq.read_table(tmp_path / "out" / "test.parquet").to_pylist()
+    info, truth = row["extra_info"], row["reward_model"]["ground_truth"]
+    assert problem.choices or truth == problem.answer
+    for answer, reward in ((truth, 1.0), ("B" if truth == "A" else "A", 0.0)):
+        environment = make_environment(info["env_id"], json.loads(info["env_kwargs"]))
+        observation, _ = environment.reset(info["seed"], json.loads(info["options"]))
+        assert observation["messages"] == row["prompt"]
+        assert environment.step(f"Hm.</think>\\boxed{{{answer}}}")[1] == reward
+
+
+@pytest.mark.parametrize("files", [["train.jsonl", "test.jsonl"], ["algebra/train.jsonl", "geometry/test.jsonl"]])
+def test_the_command_reads_math_whole_or_by_subject(files, tmp_path):
+    """MATH as one data set or a folder for each subject; the test split's questions leave training."""
+    worked = [
+        {"problem": f"Find {n}.", "solution": f"It is \\boxed{{{n}}}.", "level": "Level 1", "type": "Algebra"}
+        for n in range(4)
+    ]
+    for file, records in zip(files, (worked, worked[3:]), strict=True):
+        (tmp_path / "MATH" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "MATH" / file).write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["math", "--source", str(tmp_path / "MATH"), "--out", str(tmp_path / "out")]) == 0
+    rows = {split: pq.read_table(tmp_path / "out" / f"{split}.parquet").to_pylist() for split in ("train", "test")}
+    assert {split: len(found) for split, found in rows.items()} == {"train": 3, "test": 1}
+    assert rows["train"][0]["target"][0]["content"].endswith("</think>\n\nThe answer is \\boxed{0}.")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["leaks"]["train"]["count"] == 1
 
 
 def test_gsm8k_solutions_lose_their_annotations():

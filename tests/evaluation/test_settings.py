@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from recipe.amft.data.general_points import write_parquet
 from recipe.amft.data.tiny_model import make
-from recipe.amft.evaluate import CONFIGS, check, check_suite_name, compose, identity_of
+from recipe.amft.evaluate import CONFIGS, check, compose, identity_of
+from recipe.amft.evaluation.arguments import check_arguments
 from recipe.amft.evaluation.engine import check_extra, plan_engine
 from recipe.amft.evaluation.settings import Benchmark, EngineSettings, EvaluationSettings, settings_from
 from recipe.amft.evaluation.tasks import read_benchmark
@@ -79,12 +80,20 @@ def test_keys_at_the_top_override_every_benchmark():
         (["temperature=-1"], "temperature=-1 must be a number of at least 0"),
         (["temperature=0"], "gives the same answer 32 times; give samples=1"),
         (["top_p=1.5"], "top_p=1.5 must be a number"),
+        (["only=[]"], "the suite has no benchmark left"),
         (["only=aime"], r"no such benchmark; it has (aime24|amc), "),
         (["engine.dtype=fp8"], "engine.dtype='fp8' is unknown; choose bfloat16"),
         (["engine.tensor_parallel_size=0"], "engine.tensor_parallel_size=0 must be"),
         (["concurrency=0"], "concurrency=0 must be"),
         (["+suite.benchmarks.amc.sample=4"], r"suite\.benchmarks\.amc\.sample is not a known key; known: samples"),
         (["limit=0"], "limit=0 must be"),
+        (["pass_at=5"], r"pass_at=5 must be a list: pass_at=\[5\]"),
+        (["suite.benchmarks.amc.files=a.parquet"], r"files='a.parquet' must be a list"),
+        (["top_p=0"], "top_p=0 leaves no token"),
+        (["chat_template_kwargs=3"], "chat_template_kwargs=3 must be a mapping"),
+        (["engine.extra=3"], "engine.extra=3 must be a mapping"),
+        (["+suite.common.env_kwargs=lenient"], "env_kwargs='lenient' must be a mapping"),
+        (["overwrite=perhaps"], "overwrite='perhaps' must be true or false"),
     ],
 )
 def test_bad_values_are_refused_with_the_fix(overrides, message):
@@ -103,10 +112,46 @@ def test_model_and_suite_are_asked_for():
 def test_an_unknown_suite_is_answered_with_the_nearest_names():
     """The most similar name comes first."""
     with pytest.raises(SystemExit, match=r"suite=math_odd is unknown; known, the nearest first: math_ood, math_id"):
-        check_suite_name(["model=x", "suite=math_odd"])
-    check_suite_name(["suite=math_ood"])
-    check_suite_name(["--multirun", "suite=math_id,virl"])
-    check_suite_name(["--config-dir=mine", "suite=my_own"])
+        check_arguments(["model=x", "suite=math_odd"])
+    check_arguments(["suite=math_ood"])
+    check_arguments(["--multirun", "suite=math_id,virl"])
+    check_arguments(["--config-dir=mine", "suite=my_own"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample=4"], r"sample=4: there is no key 'sample'; the nearest: samples, "),
+        (["suites=virl"], r"there is no key 'suites'; the nearest: suite, "),
+        (
+            ["engine.gpu_memory=0.5"],
+            r"engine has no key 'gpu_memory'; the nearest: gpu_memory_utilization, .*engine.extra",
+        ),
+        (["suite.benchmarks.aime24.sample=4"], r"a benchmark has no key 'sample'; the nearest: samples, "),
+        (["suite=[virl,code]"], r"one suite; several follow each other with -m suite=ONE,TWO"),
+        (["--samples=4"], r"--samples=4 is no option; keys are given without dashes: samples=4\."),
+        (["--max-tokens", "4"], r"keys are given without dashes: max_tokens=VALUE"),
+        (["samples"], r"'samples' is no key=value; the nearest keys: samples, "),
+        (["model", "=x"], r"'model' is no key=value; the nearest keys: model, "),
+    ],
+)
+def test_a_misspelt_argument_is_answered_with_the_nearest_keys(arguments, message):
+    """Before Hydra, whose answer names neither."""
+    with pytest.raises(SystemExit, match=message):
+        check_arguments(["model=x", "suite=virl", *arguments])
+
+
+def test_arguments_that_are_hydra_s_pass():
+    """Additions, deletions, groups, flags with values, and every key that there is."""
+    check_arguments(["--cfg", "job", "-m", "model=x", "+suite.benchmarks.amc.limit=3", "~suite.benchmarks.gpqa"])
+    check_arguments(
+        ["task@suite.training=gsm8k", "suite.benchmarks.amc.samples=4", "engine.extra={a:1}", "hydra.run.dir=x"]
+    )
+    check_arguments([f"{key}=1" for key in settings_keys()])
+
+
+def settings_keys():
+    return [key for key in compose(["model=x", "suite=virl"]) if key != "suite"]
 
 
 def test_the_engine_fits_the_machine():

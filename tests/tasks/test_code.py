@@ -360,7 +360,11 @@ def test_problems_that_judge_nothing_are_refused_or_left_out(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     main([*arguments, "--on-bad-row", "drop"])
     assert pq.read_table(tmp_path / "out" / "test.parquet").num_rows == 1
-    for text, message in (("{}", "line 1 of .* has no text under task_id"), ("[", "not JSON"), ("", "has no problems")):
+    for text, message in (
+        ("{}", r"own\.jsonl:1 has no text under task_id"),
+        ("[", "not JSON"),
+        ("", "has no problems"),
+    ):
         source.write_text(text)
         with pytest.raises(SystemExit):
             main(arguments)

@@ -68,13 +68,17 @@ def test_solver_agrees_with_brute_force_for_every_integer_target(num_cards):
 
 
 def test_every_formula_of_every_solvable_hand_verifies_as_correct():
-    """Each solution that the solver names, with any number of cards and a negative target, passes the verifier."""
+    """Each solution that the solver names gets +5 of the verifier, with any number of cards and a negative target."""
+    num_solved = 0
     for hand in itertools.combinations_with_replacement(range(1, 14), 4):
-        for formula in solver.formulas(hand, 24):
-            assert verify(as_answer(formula), hand, 24).success, (hand, formula)
+        found = solver.formulas(hand, 24)
+        num_solved += bool(found)
+        for formula in found:
+            assert verify(as_answer(formula), hand, 24).reward == 5.0, (hand, formula)
+    assert num_solved == 1362
     for hand, target in [((2, 7), -5), ((3, 5, 7), 56), ((1, 2, 3), -3), ((2, 3, 5, 7, 11), 100), ((4, 4), 0)]:
         assert solver.formulas(hand, target)
-        assert all(verify(as_answer(formula), hand, target).success for formula in solver.formulas(hand, target))
+        assert {verify(as_answer(formula), hand, target).reward for formula in solver.formulas(hand, target)} == {5.0}
 
 
 @pytest.mark.parametrize("hand", [(2, 3, 4, 12), (1, 2, 3, 4), (2, 4, 6, 8), (1, 3, 6, 10)])
@@ -159,3 +163,35 @@ def test_random_token_soup_is_legal_exactly_when_python_says_so(text):
     """No ill-formed text slips through, no well-formed one is refused (unary signs, ** and // count as ill-formed)."""
     assume(not re.search("[0-9]{7}", text))  # beyond MAX_DIGITS
     assert our_value(text) == python_value(text)
+
+
+@st.composite
+def formulas_about_hands(draw):
+    """(hand, the numbers that a formula uses, the formula): its cards, or with one changed, repeated or left out."""
+    hand = draw(st.lists(st.integers(1, 13), min_size=2, max_size=5))
+    used = list(hand)
+    change = draw(st.sampled_from(["none", "none", "none", "other", "twice", "without"]))
+    if change == "other":
+        used[0] = draw(st.integers(0, 20))
+    elif change == "twice":
+        used.append(used[0])
+    elif change == "without" and len(used) > 1:
+        used.pop()
+    texts = [str(number) for number in draw(st.permutations(used))]
+    while len(texts) > 1:
+        place = draw(st.integers(0, len(texts) - 2))
+        joined = f"{texts[place]}{draw(st.sampled_from('+-*/'))}{texts.pop(place + 1)}"
+        texts[place] = f"({joined})" if draw(st.booleans()) else joined
+    return hand, used, texts[0]
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@given(formulas_about_hands(), st.booleans())
+def test_the_verdict_is_that_of_exact_fractions(case, aims_at_its_value):
+    """Random expressions over a hand: right numbers decide first, then the exact value, against Python's grammar."""
+    hand, used, formula = case
+    value = python_value(formula)
+    target = int(value) if aims_at_its_value and isinstance(value, Fraction) and value.denominator == 1 else 24
+    expected = "correct" if value == target else "wrong_value"
+    verdict = verify(as_answer(f"{formula}={target}"), hand, target)
+    assert verdict.name == (expected if sorted(used) == sorted(hand) else "wrong_numbers")

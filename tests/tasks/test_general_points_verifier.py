@@ -37,6 +37,7 @@ PAPER_TABLE = [
     ("10*03-6*1", "illegal", -3.0),
     ("10*3-6*1+", "illegal", -3.0),
     ("10\t*3-6*1", "illegal", -3.0),
+    ("10*3-6*1" + "+1" * 200, "illegal", -3.0),
     ("", "illegal", -3.0),
     ("=24", "illegal", -3.0),
 ]
@@ -68,6 +69,17 @@ UPSTREAM_TABLE = [
     ("10*3-6*1+", HAND, "wrong_value", -1.0),  # a trailing operator is not checked
     ("10*03-6*1", HAND, "wrong_value", -1.0),
     ("3/(1-1)+8", (1, 1, 3, 8), "wrong_value", -1.0),
+    ("4*6", HAND, "wrong_numbers", -4.0),  # 4 is on no card, 1, 3 and 10 are left out
+    ("10*3-6+x", HAND, "illegal", -3.0),
+    ("10//3-6*1", HAND, "illegal", -3.0),
+    ("10*3-6.0*1", HAND, "illegal", -3.0),
+    ("10×3-6*1", HAND, "illegal", -3.0),
+    ("10*３-6*1", HAND, "illegal", -3.0),
+    ("10*3-6*①", HAND, "illegal", -3.0),
+    ("10*(3)(6)*1", HAND, "illegal", -6.0),  # an opening bracket after a value, and then one closed too many
+    ("10*3-6*1" + "+1" * 200, HAND, "illegal", -3.0),  # over-long
+    ("", HAND, "wrong_numbers", -2.0),  # no character is illegal; all cards are left out
+    ("=24", HAND, "wrong_numbers", -2.0),
 ]
 
 

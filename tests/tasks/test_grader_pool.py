@@ -35,6 +35,12 @@ HOSTILE = {
     "hidden tower": r"\boxed{9^{9*9*9*9*9*9*9*9*9*9*9}}",
     "exponentials": r"\boxed{e^{e^{e^{e^{e^{e}}}}}}",
     "product": SLOW,
+    "infinite sum": r"\boxed{\sum_{n=1}^{\infty} \frac{1}{n^2 + n + 1}}",
+    "infinite product": r"\boxed{\prod_{n=2}^{\infty} (1 - n^{-n})}",
+    "endless roots": r"\boxed{\sqrt{2+\sqrt{2+\sqrt{2+\cdots}}}}",
+    "endless decimals": r"\boxed{16.9999\ldots}",
+    "integral": r"\boxed{\int_0^{\infty} \frac{\sin(x^x)}{x + e^{x^2}} dx}",
+    "limit": r"\boxed{\lim_{n \to \infty} (1 + n^{-n})^{n^n}}",
     "display brackets": r"\[\boxed{1} " * 300,
     "scientific": r"\boxed{1e999999999}",
     "surrogates": "\ud800\x00\\boxed{\ud800}" * 100,
@@ -42,14 +48,15 @@ HOSTILE = {
 }
 
 
+@pytest.mark.parametrize("grader", ["math_verify", "oat"])
 @pytest.mark.parametrize("in_thread", [False, True], ids=["main thread", "other thread"])
-def test_hostile_text_returns_in_time(in_thread):
+def test_hostile_text_returns_in_time(in_thread, grader):
     """Not correct, within the limit, in and off the main thread; and the next answer is graded right."""
     with GraderPool(2, seconds=0.5) as pool, ThreadPoolExecutor(2) as threads:
         pool.grade("1", "1")  # the start of the first worker is not measured
         for name, response in HOSTILE.items():
             start = time.monotonic()
-            task = (response, "C", "letter") if name == "statements" else (response, "17", "math_verify")
+            task = (response, "C", "letter") if name == "statements" else (response, "17", grader)
             verdict = threads.submit(pool.grade, *task).result() if in_thread else pool.grade(*task)
             assert time.monotonic() - start < LATE_SECONDS, name
             assert not verdict.correct, name

@@ -351,6 +351,21 @@ def test_the_evaluation_is_that_of_the_papers():
     assert len(build_splits(DataOptions(test=3, evaluation=4, other_cities=2))["test"].rows) == 3 + 4 + 4 + 2
 
 
+def test_the_expert_solves_every_route_of_every_split():
+    """300 training routes and all evaluation sets, with absolute and with relative actions: every step is right."""
+    splits = build_splits(DataOptions(train=300, validation=48, evaluation=48))
+    routes = [route for content in splits.values() for route in content.routes]
+    assert len(routes) == 300 + 48 + 48 + 48 + 18
+    for space in ("absolute", "relative"):
+        environment = Navigation(action_space=space)
+        for seed, route in enumerate(routes):
+            _, info = environment.reset(seed, {"route": route})
+            for _ in range(info["num_locations"]):
+                _, reward, terminated, truncated, info = environment.step(environment.expert_action())
+            assert (reward, terminated, truncated, info["success"]) == (1.0, True, False, True)
+            assert info["per_step_accuracy"] == 1.0
+
+
 @pytest.mark.parametrize("context", ["per_location", "concat"])
 def test_a_row_replays_to_its_own_prompt_demonstration_and_success(context):
     """env_id, env_kwargs, seed and options of a row rebuild its prompt; its demonstration is right there."""

@@ -64,16 +64,17 @@ def test_wrong_cards_cost_one_and_a_half_whatever_the_formula():
         ("['8', '5', '9', '4']", True, True),
         ("[8, 5, 9, 4]", True, False),
         ("[8, 5, 9, 4, 4]", False, False),
+        ("['A', '5', '9', '4']", False, False),
         ("[]", False, False),
     ],
 )
 def test_how_cards_may_be_written(written, paper, upstream):
-    """The public code reads nothing from valid JSON; mode `paper` takes any list."""
+    """The public code reads nothing from valid JSON; mode `paper` takes any list. Other cards are -1.5 in both."""
     for mode, expected in (("paper", paper), ("upstream", upstream)):
-        environment = general_points(mode=mode)
+        environment = general_points(mode=mode, reward="shaped")
         environment.reset(0, {"cards": [8, 5, 9, 4]})
-        _, _, _, _, info = environment.step(f'{{"cards": {written}, "formula": "4*(9-5)+8=24"}}')
-        assert (info["verdict"] == "correct") == expected
+        _, reward, _, _, info = environment.step(f'{{"cards": {written}, "formula": "4*(9-5)+8=24"}}')
+        assert (reward, info["verdict"]) == ((5.0, "correct") if expected else (-1.5, "misread"))
 
 
 def test_evaluation_with_images_has_the_same_hands_in_red():

@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from recipe.amft.data.command_line import Parser, folder_to_write
 from recipe.amft.data.general_points_hands import (
     Disjoint,
     Hand,
@@ -199,15 +200,17 @@ def _target_range(text: str) -> range:
     first, _, last = text.partition("-")
     if not (first.isdigit() and (last or first).isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r}: give a number such as 24, or a range such as 1-24")
+    if int(last or first) < int(first):
+        raise argparse.ArgumentTypeError(f"{text!r} is an empty range; give the smaller number first, {last}-{first}")
     return range(int(first), int(last or first) + 1)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     defaults = GeneralPoints()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipe.amft.data.general_points", description="Write General Points splits as parquet."
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=folder_to_write, required=True, metavar="DIR")
     parser.add_argument("--num-cards", type=int, default=defaults.num_cards, help="2 to 5")
     parser.add_argument("--ranks", type=int, default=defaults.ranks, help="highest rank, up to 13 (K)")
     parser.add_argument("--face-rule", default=defaults.face_rule, help="ten | value")

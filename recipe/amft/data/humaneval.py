@@ -1,55 +1,53 @@
 """Problems in HumanEval's format as rows for evaluation.
 
     python -m recipe.amft.data.prepare humaneval --source HumanEval.jsonl.gz --out data/humaneval
-    python -m recipe.amft.data.prepare humaneval --source HumanEvalPlus.jsonl.gz --name humaneval_plus \\
+    python -m recipe.amft.data.prepare humaneval --source HumanEvalPlus-OriginFmt.jsonl.gz --name humaneval_plus \\
         --out data/humaneval_plus
 
-One JSON object a line, plain or gzip: task_id, prompt, entry_point, test, canonical_solution. Each problem's own
-solution must pass its tests, and a function that does nothing must not, in the sandbox that judges the model; a problem
-for which that does not hold is refused, or left out with --on-bad-row drop.
+Records have task_id, prompt, entry_point, test and canonical_solution. Each problem's own solution must pass its tests,
+and a function that does nothing must not, in the sandbox that judges the model; a problem for which that does not hold
+is refused, or left out with --on-bad-row drop.
 """
 
-import argparse
-import gzip
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
+from recipe.amft.data.command_line import Parser, folder_to_write
 from recipe.amft.data.general_points import write_parquet
+from recipe.amft.data.records import open_source
+from recipe.amft.data.rows import BadRow
 from recipe.amft.tasks.code.answer import stub_of
 from recipe.amft.tasks.environment import make_environment
 
 ENV_ID = "code"
 FIELDS = ("task_id", "prompt", "entry_point", "test", "canonical_solution")
+HUBS = {"humaneval": "openai/openai_humaneval", "humaneval_plus": "evalplus/humanevalplus"}
+DOWNLOAD = (
+    "HumanEval.jsonl.gz is in the repository openai/human-eval, HumanEvalPlus-OriginFmt.jsonl.gz among the releases of "
+    "evalplus/humanevalplus_release; on the hub they are openai/openai_humaneval and evalplus/humanevalplus."
+)
 NAMED = 3  # bad problems that an error names
 
 Row = dict[str, Any]
 
 
-def read_problems(path: Path) -> Iterator[Mapping[str, str]]:
-    """The problems of a file; ValueError names the line that is none."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _problem(line, f"line {number} of {path}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); give a .jsonl file, plain or .gz.") from None
-
-
-def _problem(line: str, place: str) -> Mapping[str, str]:
-    try:
-        problem = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place} is not JSON ({error}); download the file again.") from None
-    missing = [name for name in FIELDS if not isinstance(problem, dict) or not isinstance(problem.get(name), str)]
-    if missing:
-        raise ValueError(f"{place} has no text under {', '.join(missing)}; HumanEval's format is needed.")
-    return {name: problem[name] for name in FIELDS}
+def read_problems(source: str, name: str) -> Iterator[Mapping[str, str]]:
+    """The problems of a file, a folder or the hub; ValueError names the record that is none."""
+    (split,) = open_source(source, {"test": "test"}, HUBS.get(name, ""), DOWNLOAD).values()
+    for place, values in split:
+        if isinstance(values, BadRow):
+            raise ValueError(f"{place}: {values}; fetch the file again.")
+        missing = [field for field in FIELDS if not isinstance(values.get(field), str)]
+        if missing:
+            own = " This is EvalPlus's own format." if "plus_input" in values else ""
+            raise ValueError(
+                f"{place} has no text under {', '.join(missing)}, only {', '.join(values)}; HumanEval's format is "
+                f"needed.{own} {DOWNLOAD}"
+            )
+        yield {field: values[field] for field in FIELDS}
 
 
 def row_of(problem: Mapping[str, str], name: str, index: int, env_kwargs: Mapping[str, Any]) -> Row:
@@ -75,11 +73,11 @@ def row_of(problem: Mapping[str, str], name: str, index: int, env_kwargs: Mappin
     }
 
 
-def rows_of(path: Path, name: str, env_kwargs: Mapping[str, Any], on_bad_row: str, workers: int) -> list[Row]:
-    """The rows of a file, checked; ValueError for problems whose tests say nothing, unless they are dropped."""
-    problems = list(read_problems(path))
+def rows_of(source: str, name: str, env_kwargs: Mapping[str, Any], on_bad_row: str, workers: int) -> list[Row]:
+    """The rows of a source, checked; ValueError for problems whose tests say nothing, unless they are dropped."""
+    problems = list(read_problems(source, name))
     if not problems:
-        raise ValueError(f"{path} has no problems.")
+        raise ValueError(f"{source} has no problems.")
     with ThreadPoolExecutor(workers) as threads:
         wrong = list(threads.map(lambda problem: what_is_wrong(problem, env_kwargs), problems))
     bad = [f"{problem['task_id']}: {reason}" for problem, reason in zip(problems, wrong, strict=True) if reason]
@@ -110,12 +108,12 @@ def what_is_wrong(problem: Mapping[str, str], env_kwargs: Mapping[str, Any]) -> 
     return "a function that does nothing passes" if info["success"] else None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m recipe.amft.data.prepare humaneval", description="Write problems in HumanEval's format as rows."
     )
-    parser.add_argument("--source", type=Path, required=True, metavar="FILE", help=".jsonl or .jsonl.gz")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--source", required=True, help="file (.jsonl, .jsonl.gz, .parquet), folder, or hub")
+    parser.add_argument("--out", type=folder_to_write, required=True, metavar="DIR")
     parser.add_argument("--name", default="humaneval", help="data_source of the rows (default: humaneval)")
     parser.add_argument("--seconds", type=float, default=10.0, help="for a program and its tests together")
     parser.add_argument("--memory-gib", type=float, default=1.0, help="how far a program may grow")

@@ -84,6 +84,8 @@ def draw(rows: list[Row], size: int, seed: int) -> tuple[list[Row], list[Row]]:
 def keys_of_file(path: Path) -> tuple[set[str], dict[str, Any]]:
     """The prompts of a file (rows with `prompt`, or records with `problem` or `question`), and its facts."""
     keys: set[str] = set()
+    if not path.is_file():
+        raise ValueError(f"hygiene_against={path} does not exist (looked for {path.absolute()}); give a data file.")
     for place, values in read_records(path):
         if isinstance(values, BadRow):
             raise ValueError(f"{path}: row {place} cannot be compared with: {values}; mend the file.")

@@ -44,10 +44,7 @@ class Options:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.name not in SOURCES:
-            near = difflib.get_close_matches(self.name, SOURCES, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"name={self.name!r} is unknown{hint}; choose from {', '.join(SOURCES)}.")
+        check_name(self.name, tuple(SOURCES))
         if self.on_bad_row not in ("refuse", "drop"):
             raise ValueError(f"on_bad_row={self.on_bad_row!r} is unknown; choose refuse or drop.")
         for split in SPLITS:
@@ -57,6 +54,14 @@ class Options:
         in_tokens = self.limits.max_prompt_tokens or self.limits.max_target_tokens
         if in_tokens and not self.tokenizer:
             raise ValueError("a limit in tokens needs tokenizer: give the folder of the model to be trained.")
+
+
+def check_name(name: str, known: tuple[str, ...]) -> None:
+    """ValueError for a name that is not known, with the nearest one."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"name={name!r} is unknown{hint}; choose from {', '.join(known)}.")
 
 
 @dataclass
@@ -156,7 +161,10 @@ class RowReader:
                 self.bad.add(place, reason)
         if not self.num_records[split]:
             there = f"; it has {', '.join(self.skipped)}" if self.skipped else ""
-            raise ValueError(f"source={self.options.source!r} has no row of {self.options.name} for {split}{there}.")
+            raise ValueError(
+                f"source={self.options.source!r} has no row of {self.options.name} for {split}{there}. "
+                f"{how_to_get(self.options.name)}"
+            )
 
     def _source_of(self, values: Mapping[str, Any]) -> str | None:
         """The name a record is kept under: this source's, or for `benchmarks` the one that the row itself gives."""

@@ -7,7 +7,7 @@
 
 writes train.parquet, validation.parquet and test.parquet (those that the source has or that are drawn from its training
 rows) and report.json: counts, what was dropped and why, token lengths, checksums. docs/data.md explains every option.
-`general_points`, `virl` and `humaneval` have commands of their own; their names pass the arguments on.
+`general_points`, `virl`, `reasoning_gym` and `humaneval` have commands of their own; their names pass the arguments on.
 """
 
 import argparse
@@ -18,13 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.amft.data.command_line import Parser, folder_to_write
 from recipe.amft.data.output import check_folder, fill_folder, replace_folder, summary
-from recipe.amft.data.preparation import Options, prepare
+from recipe.amft.data.preparation import Options, check_name, prepare
 from recipe.amft.data.row_checks import Limits
 from recipe.amft.data.rows import SPLITS, RowOptions
 from recipe.amft.data.sources import SOURCES
 
-OTHER_COMMANDS = ("general_points", "virl", "humaneval")
+OTHER_COMMANDS = ("general_points", "virl", "reasoning_gym", "humaneval")
 
 
 def make(options: Mapping[str, Any], folder: Path) -> None:
@@ -69,9 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in OTHER_COMMANDS:
         importlib.import_module(f"recipe.amft.data.{arguments[0]}").main(arguments[1:])
         return 0
-    given = vars(_parser().parse_args(arguments))
-    out, overwrite = given.pop("out"), given.pop("overwrite")
     try:
+        if arguments and not arguments[0].startswith("-"):
+            check_name(arguments[0], (*SOURCES, *OTHER_COMMANDS))  # whose options differ, so that it comes first
+        given = vars(_parser().parse_args(arguments))
+        out, overwrite = given.pop("out"), given.pop("overwrite")
         options = options_from(given)
         check_folder(out, overwrite)
         prepared = prepare(options)
@@ -80,21 +83,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: out={str(out)!r} cannot be written ({error}); give another folder.", file=sys.stderr)
         return 1
     print(summary(prepared.report))
     print(f"written to {out}: {', '.join(f'{split}.parquet' for split in prepared.splits)}, report.json")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    names = f"{', '.join(SOURCES)}; general_points, virl and humaneval have options of their own (NAME --help)"
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    names = f"{', '.join(SOURCES)}; with options of their own (NAME --help): {', '.join(OTHER_COMMANDS)}"
+    parser = Parser(
         prog="python -m recipe.amft.data.prepare", description="Write a data set as parquet files with a report."
     )
     parser.add_argument("name", metavar="NAME", help=names)
     parser.add_argument("--source", required=True, help="file, folder, hub, or hub:owner/name[:config]")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=folder_to_write, required=True, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier preparation in DIR")
     for split in SPLITS:
         parser.add_argument(f"--{split}", type=int, metavar="ROWS", help="default: what the source has")

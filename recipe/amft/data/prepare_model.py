@@ -7,7 +7,6 @@ The defaults are those of the runs that AMFT compares with (LUFFY, SRFT): rope_t
 positions, `<|endoftext|>` ends an answer, and the prompt ends with `<think>`. Weights are linked, not changed.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from recipe.amft.data.command_line import Parser
 from recipe.amft.data.model_files import (
     RECORD,
     changed_config,
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: out={str(out)!r} cannot be written ({error}); give another folder.", file=sys.stderr)
         return 1
     print(f"{source} -> {out}")
     for name, (before, after) in changes.items():
@@ -228,9 +228,9 @@ def write_model(source: str, out: Path, settings: Settings, overwrite: bool = Fa
     return changes
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     defaults = Settings()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipe.amft.data.prepare_model", description="Write a model folder for long reasoning."
     )
     parser.add_argument("--source", required=True, metavar="DIR|OWNER/NAME")

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.amft.data.command_line import Parser, folder_to_write
 from recipe.amft.data.files import normalised
 from recipe.amft.data.general_points import write_parquet
 from recipe.amft.tasks.environment import make_environment
@@ -141,8 +142,8 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m recipe.amft.data.reasoning_gym", description="Write a reasoning-gym data set as parquet."
     )
     parser.add_argument("--dataset", required=True, metavar="NAME")
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     for split in sorted(SPLITS):
         parser.add_argument(f"--{split}", type=int, required=True, metavar="ROWS")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=folder_to_write, required=True, metavar="DIR")
     parser.add_argument("--answer-format", default="tags", help="tags | plain")
     parser.add_argument("--reward", default="score", help="score | success")
     parser.add_argument("--threshold", type=float, default=1.0, help="score that counts as success")

@@ -1,10 +1,12 @@
 """Records of a source, as it lies on disk or on the Hugging Face hub: one dict per line or row, with its place."""
 
 import csv
+import gzip
 import hashlib
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 
 from recipe.amft.data.rows import BadRow
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".csv")
 HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<config>[\w.-]+))?")
 LONGEST_FIELD = 10**7
 
@@ -66,9 +68,14 @@ def open_source(
 
 def local_split(files: tuple[Path, ...]) -> SourceSplit:
     for file in files:
-        if file.suffix not in SUFFIXES:
+        if suffix_of(file) not in SUFFIXES:
             raise ValueError(f"{file} is of an unknown kind; give a file that ends in {', '.join(SUFFIXES)}.")
     return SourceSplit(files, facts=[{"file": file.name, "sha256": sha256_of(file)} for file in files])
+
+
+def suffix_of(file: Path) -> str:
+    """What tells the kind of a file: one of SUFFIXES, else whatever it ends in."""
+    return next((suffix for suffix in SUFFIXES if file.name.endswith(suffix)), file.suffix)
 
 
 def sha256_of(path: Path) -> str:
@@ -78,14 +85,18 @@ def sha256_of(path: Path) -> str:
 
 def read_records(file: Path) -> Iterator[Record]:
     """(place, values) per row; an unreadable line is a BadRow, an unreadable file a ValueError."""
-    if file.suffix == ".parquet":
+    suffix = suffix_of(file)
+    if suffix == ".parquet":
         rows: Iterator[Any] = _read_parquet(file)
-    elif file.suffix == ".jsonl":
+    elif suffix in (".jsonl", ".jsonl.gz"):
         yield from _read_lines(file)
         return
-    elif file.suffix == ".csv":
+    elif suffix == ".csv":
         csv.field_size_limit(LONGEST_FIELD)
-        rows = csv.DictReader(file.read_text("utf-8-sig").splitlines(keepends=True))
+        try:
+            rows = csv.DictReader(file.read_text("utf-8-sig").splitlines(keepends=True))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not in UTF-8 ({error}); write it again in UTF-8.") from None
     else:
         rows = iter(_read_json(file))
     for index, values in enumerate(rows):
@@ -93,14 +104,20 @@ def read_records(file: Path) -> Iterator[Record]:
 
 
 def _read_lines(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    values = _as_dict(json.loads(line))
-                except (ValueError, RecursionError) as error:
-                    values = BadRow("unreadable", f"it is not JSON ({error})")
-                yield f"{file.name}:{number}", values
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file.name}:{number}", _read_line(line)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{file} cannot be read ({error}); fetch or write the file again.") from None
+
+
+def _read_line(line: str) -> dict[str, Any] | BadRow:
+    try:
+        return _as_dict(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return BadRow("unreadable", f"it is not JSON ({error})")
 
 
 def _read_json(file: Path) -> list[Any]:
@@ -154,7 +171,7 @@ def _open_folder(folder: Path, splits: Mapping[str, str], merge_folders: bool) -
 
 def _is_data(path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
-    return path.suffix in SUFFIXES and path.name != "report.json" and not hidden
+    return suffix_of(path) in SUFFIXES and path.name != "report.json" and not hidden
 
 
 def _hub_id(source: str, default: str) -> str | None:

@@ -106,7 +106,10 @@ def read_open(values: Values, style: str) -> Problem:
     answer = first_value(values, "answer", "final_answer")
     if isinstance(answer, list):
         answer = ", ".join(_text(part).strip().strip("$") for part in answer)
-    return Problem(_question(values), _text(answer).strip().strip("$"))
+    answer = _text(answer).strip().strip("$")
+    if "\n" in answer:
+        raise BadRow("no_answer", "its answer has several lines, as a worked solution has, and no final answer")
+    return Problem(_question(values), answer)
 
 
 # ---- multiple choice -------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from recipe.amft.data.command_line import Parser, folder_to_write
 from recipe.amft.data.general_points import write_parquet
 from recipe.amft.data.virl_rows import ENV_ID, NamedRoute, Row, deal, routes_of_file, rows_of, synthetic_routes
 from recipe.amft.tasks.virl.environment import CHOICES, Navigation
@@ -182,12 +183,10 @@ def _turns(text: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     defaults, environment = DataOptions(evaluation=1), Navigation()
-    parser = argparse.ArgumentParser(
-        prog="python -m recipe.amft.data.virl", description="Write V-IRL splits as parquet."
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser = Parser(prog="python -m recipe.amft.data.virl", description="Write V-IRL splits as parquet.")
+    parser.add_argument("--out", type=folder_to_write, required=True, metavar="DIR")
     for split in SPLITS:
         parser.add_argument(f"--{split}", type=int, metavar="ROUTES")
     parser.add_argument(

@@ -44,6 +44,12 @@ class Benchmark:
                 require_integer(f"{where}.{name}", value, least)
         require_number(f"{where}.temperature", self.temperature, 0, None)
         require_number(f"{where}.top_p", self.top_p, 0, 1)
+        if self.top_p == 0:
+            raise ValueError(f"{where}.top_p=0 leaves no token; give a share above 0 (1.0: all), or temperature=0.")
+        for name in ("files", "pass_at"):
+            require_list(f"{where}.{name}", getattr(self, name))
+        for name in ("options", "env_kwargs", "judge_again", "metrics"):
+            require_mapping(f"{where}.{name}", getattr(self, name))
         if not self.files:
             raise ValueError(f"{where}.files={list(self.files)} names no file; give one or more parquet files.")
         for k in self.pass_at:
@@ -76,6 +82,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
             require_integer(f"engine.{name}", getattr(self, name), 1)
+        require_mapping("engine.extra", self.extra)
         if self.max_model_len is not None:
             require_integer("engine.max_model_len", self.max_model_len, 2)
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -107,6 +114,9 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         require_integer("concurrency", self.concurrency, 1)
         require_integer("bootstrap", self.bootstrap, 100)
+        require_mapping("chat_template_kwargs", self.chat_template_kwargs)
+        if not isinstance(self.overwrite, bool):
+            raise ValueError(f"overwrite={self.overwrite!r} must be true or false.")
         if self.seed is not None:
             require_integer("seed", self.seed, 0)
 
@@ -123,7 +133,7 @@ def settings_from(values: Mapping[str, Any]) -> EvaluationSettings:
             "model is not given; add model=PATH: a Hugging Face folder, a run folder, or a checkpoint "
             "(.../checkpoints/global_step_N)."
         )
-    if not isinstance(suite, Mapping) or not suite.get("benchmarks"):
+    if not isinstance(suite, Mapping) or "benchmarks" not in suite:
         raise ValueError("suite is not given; add suite=NAME, a file of configs/suite (math_id, quickstart, ...).")
     _check_keys(suite, ("name", "average", "common", "benchmarks", "training"), "suite")
     benchmarks = _benchmarks(suite, {name: value for name, value in overrides.items() if value is not None}, only)
@@ -137,7 +147,7 @@ def settings_from(values: Mapping[str, Any]) -> EvaluationSettings:
 
 def _benchmarks(suite: Mapping[str, Any], overrides: Mapping[str, Any], only: Any) -> tuple[Benchmark, ...]:
     common = suite.get("common") or {}
-    entries = {name: entry for name, entry in suite["benchmarks"].items() if entry is not None}
+    entries = {name: entry for name, entry in (suite["benchmarks"] or {}).items() if entry is not None}
     wanted = [only] if isinstance(only, str) else list(entries if only is None else only)
     for name in wanted:
         if name not in entries:
@@ -183,3 +193,13 @@ def require_number(name: str, value: Any, least: float, most: float | None) -> N
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not least <= value <= (most if most is not None else float("inf")):
         raise ValueError(f"{name}={value!r} must be a number of at least {least}{f', at most {most}' if most else ''}.")
+
+
+def require_list(name: str, value: Any) -> None:
+    if not isinstance(value, tuple):
+        raise ValueError(f"{name}={value!r} must be a list: {name.rpartition('.')[2]}=[{value}].")
+
+
+def require_mapping(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name}={value!r} must be a mapping, such as {{key: value}}.")

@@ -1,5 +1,6 @@
-"""The program in a model's answer, and the question as a program: text in, text out; nothing is parsed or run here."""
+"""The program in a model's answer, and the question as a program: text in, text out; nothing is run here."""
 
+import ast
 import re
 
 MAX_ANSWER_CHARACTERS = 200_000
@@ -40,9 +41,14 @@ def head_of(prompt: str, entry_point: str) -> str:
 
 def stub_of(prompt: str) -> str:
     """The question as a program whose function does nothing; its imports and helpers work."""
-    last = prompt.rstrip().splitlines()[-1]
-    indent = last[: len(last) - len(last.lstrip())]
-    return f"{prompt.rstrip()}\n{indent}{'    ' if last.endswith(':') else ''}pass\n"
+    text = prompt.rstrip()
+    try:
+        ast.parse(text)  # a docstring is body enough
+    except SyntaxError:
+        last = text.splitlines()[-1]
+        indent = last[: len(last) - len(last.lstrip())]
+        text += f"\n{indent}{'    ' if last.endswith(':') else ''}pass"
+    return f"{text}\n"
 
 
 def indented_part(text: str) -> str:

@@ -114,6 +114,7 @@ def described(error: BaseException) -> str:
 
 
 def main() -> None:
+    sys.set_int_max_str_digits(0)  # tests of HumanEval+ compare longer ones; the time limit bounds the work
     requests, verdicts = private_streams()
     solution = Solution()
     send(verdicts, {"verdict": "ready", "reason": ""})

@@ -18,6 +18,7 @@ MODULE = "solution"
 
 
 def main() -> None:
+    sys.set_int_max_str_digits(0)  # tests of HumanEval+ compare longer ones; the time limit bounds the work
     requests, replies = private_streams()
     send(replies, {"value": None})
     first = json.loads(requests.readline())
