@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 SMALL = [
     "data.train_batch_size=4",
     "data.max_response_length=40",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     "actor_rollout_ref.rollout.n=4",
     "amft.warm_up.steps=1",
     "amft.warm_up.entropy_batches=1",
