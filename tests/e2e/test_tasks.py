@@ -21,8 +21,6 @@ OPTIONS = {
 @pytest.mark.parametrize("task", sorted(OPTIONS))
 def test_a_task_trains_and_validates(run, small, task):
     """All rollouts come back, both gradients are finite and not zero, and held-out success is a share."""
-    if task == "reasoning_gym":
-        pytest.importorskip("reasoning_gym", reason="the optional package reasoning-gym is not installed")
     if task in NEEDS and not NEEDS[task].exists():
         pytest.skip(f"{NEEDS[task]} is not there: set AMFT_SHARED_DATA to the folder that has it")
     overrides = [item for item in small if not item.startswith(OWN)]

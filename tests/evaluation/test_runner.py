@@ -1,13 +1,16 @@
 """Playing all samples of an evaluation: seeds, failures, interruption and resume, with a scripted engine."""
 
 import asyncio
+import io
 import os
 import random
 import signal
+import sys
 
 import pyarrow.parquet as pq
 import pytest
 
+from recipe.amft.evaluation import runner
 from recipe.amft.evaluation.episodes import Generation
 from recipe.amft.evaluation.records import EvaluationFolder, schema
 from recipe.amft.evaluation.runner import Stopped, play, request_seed
@@ -118,6 +121,30 @@ def test_a_finished_evaluation_asks_the_engine_for_nothing(tmp_path, chat, token
     engine = Engine(tokenizer)
     assert run(tmp_path / "out", chat, engine, content()) == rows
     assert engine.num_answers == 0
+
+
+def test_progress_is_lines_in_a_log_and_a_bar_on_a_terminal(tmp_path, chat, tokenizer, capsys, monkeypatch):
+    """Samples that have ended of all, with the success so far; a resumed evaluation counts on from what is there."""
+    monkeypatch.setattr(runner, "FLUSH_SAMPLES", 6)
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "out", chat, Engine(tokenizer, died, after=25), content())
+    run(tmp_path / "out", chat, Engine(tokenizer), content())
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    counts = [int(line.split()[0]) for line in shown if " of 24 samples, success " in line]
+    assert counts[:1] == [6]
+    assert counts == sorted(counts)
+    assert 6 < counts[-1] <= 24
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    rows = run(tmp_path / "bar", chat, Engine(tokenizer), content())
+    right = sum(row["success"] for row in rows) / len(rows)
+    assert "24/24" in sys.stderr.getvalue()
+    assert f"success {right:.1%}" in sys.stderr.getvalue()
+    assert " of 24 samples" not in capsys.readouterr().out
 
 
 def test_records_hold_what_was_said(tmp_path, chat, tokenizer):

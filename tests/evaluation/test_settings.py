@@ -88,7 +88,7 @@ def test_keys_at_the_top_override_every_benchmark():
         (["+suite.benchmarks.amc.sample=4"], r"suite\.benchmarks\.amc\.sample is not a known key; known: samples"),
         (["limit=0"], "limit=0 must be"),
         (["pass_at=5"], r"pass_at=5 must be a list: pass_at=\[5\]"),
-        (["suite.benchmarks.amc.files=a.parquet"], r"files='a.parquet' must be a list"),
+        (["++suite.benchmarks.amc.files=a.parquet"], r"files='a.parquet' must be a list"),
         (["top_p=0"], "top_p=0 leaves no token"),
         (["chat_template_kwargs=3"], "chat_template_kwargs=3 must be a mapping"),
         (["engine.extra=3"], "engine.extra=3 must be a mapping"),

@@ -21,17 +21,17 @@ def check_arguments(arguments: Sequence[str]) -> None:
     from omegaconf import OmegaConf
 
     config = OmegaConf.load(CONFIGS / "evaluate.yaml")
-    keys = ["model", *(str(key) for key in config if key not in ("defaults", "model_path"))]
+    keys = ["model", "suite", *(str(key) for key in config if key not in ("defaults", "model_path"))]
     before = ""
     for argument in arguments:
         key, equals, value = argument.partition("=")
         option = key.lstrip("-").replace("-", "_")
         if argument.startswith("--") and option in keys:
             sys.exit(f"error: {argument} is no option; keys are given without dashes: {option}={value or 'VALUE'}.")
-        if not argument.startswith("-") and not before.startswith("-"):
+        if not argument.startswith(("-", "+", "~")) and not before.startswith("-"):
             if not equals:
                 sys.exit(f"error: {argument!r} is no key=value; the nearest keys: {_nearest(key, keys)}.")
-            if key[:1] not in "+~" and "@" not in key:
+            if "@" not in key:
                 _check_key(argument, key, keys, [str(name) for name in config.engine])
         before = argument
     _check_suite(arguments)

@@ -76,7 +76,7 @@ def _folder(benchmark: Benchmark, data_dir: str, cache_dir: str) -> Path:
 def _advice(benchmark: Benchmark) -> str:
     how = f"prepare it: {benchmark.prepare}" if benchmark.prepare else "docs/data.md says how to prepare it"
     key = f"suite.benchmarks.{benchmark.name}"
-    return f"{how}; or name other files ({key}.files=[...], data_dir=DIR), or leave it out ('~{key}')."
+    return f"{how}; or name other files ('++{key}.files=[...]', data_dir=DIR), or leave it out ('~{key}')."
 
 
 def _read(path: Path, benchmark: Benchmark) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def _task(row: Mapping[str, Any], benchmark: Benchmark, place: str) -> Task:
     if not env_id:
         raise ValueError(
             f"{place} names no environment (extra_info.env_id); prepare the file (docs/data.md), or say which one "
-            f"poses it: suite.benchmarks.{benchmark.name}.env_id=math."
+            f"poses it: ++suite.benchmarks.{benchmark.name}.env_id=math."
         )
     kwargs = {**_json(info.get("env_kwargs"), place, "env_kwargs"), **benchmark.env_kwargs}
     if info.get("env_id"):
