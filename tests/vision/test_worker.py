@@ -12,7 +12,8 @@ import torch
 pytestmark = pytest.mark.distributed
 
 HERE = Path(__file__).parent
-SECONDS = 400
+SECONDS = 600
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
     "VERL_USE_EXTERNAL_MODULES": "verl_ext.register",
@@ -25,8 +26,8 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[int, list[dict]]:
-    """By world size, what each rank computed."""
+def computed(tmp_path_factory) -> dict[str, dict[int, list[dict]]]:
+    """By family of models and world size, what each rank computed."""
     folder = tmp_path_factory.mktemp("ranks")
     path = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-W", "ignore", str(HERE / "vision_ranks.py"), str(folder)]
@@ -41,8 +42,18 @@ def results(tmp_path_factory) -> dict[int, list[dict]]:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert status == 0, (folder / "log.txt").read_text()[-5000:]
-    load = lambda size, rank: torch.load(folder / f"world_{size}_rank_{rank}.pt", weights_only=False)  # noqa: E731
-    return {size: [load(size, rank) for rank in range(size)] for size in (1, 2)}
+
+    def load(family, size):
+        paths = [folder / f"{family}_world_{size}_rank_{rank}.pt" for rank in range(size)]
+        return [torch.load(path, weights_only=False) for path in paths]
+
+    return {family: {size: load(family, size) for size in (1, 2)} for family in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES)
+def results(request, computed) -> dict[int, list[dict]]:
+    """By world size, what each rank computed with a model of one family."""
+    return computed[request.param]
 
 
 @pytest.mark.parametrize("size", [1, 2])
