@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from recipe.amft.data.tiny_vlm import make_model, make_vision_tokenizer
 from recipe.amft.hardware import recognise
 from recipe.amft.machine_checks import hardware_of
 from recipe.amft.main import compose
@@ -56,6 +58,21 @@ def test_parameters_are_those_of_the_real_model(config):
         model = AutoModelForCausalLM.from_config(config)
     real = sum(parameter.numel() for parameter in model.parameters())
     assert Architecture.from_mapping(config.to_dict()).num_parameters == real
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_parameters_of_a_vision_model(family):
+    """The vision tower is counted as well."""
+    model = make_model(make_vision_tokenizer(), family=family, vision_layers=3)
+    real = sum(parameter.numel() for parameter in model.parameters())
+    assert Architecture.from_mapping(model.config.to_dict()).num_parameters == real
+
+
+def test_the_4b_vision_model_has_its_published_size():
+    """4.4 billion parameters, as its publishers say."""
+    settings = compose(["model=qwen3_vl_4b"]).amft.model.architecture
+    values = OmegaConf.to_container(settings, resolve=True)
+    assert round(Architecture.from_mapping(values).num_parameters / 1e9, 2) == 4.44
 
 
 def test_activations_are_those_that_autograd_keeps():

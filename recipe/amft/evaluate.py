@@ -62,7 +62,7 @@ def check(config) -> Evaluation:
     import torch
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from verl.utils.tokenizer import hf_tokenizer
+    from verl.utils.tokenizer import hf_processor, hf_tokenizer
 
     from recipe.amft.evaluation.checkpoints import find_model
     from recipe.amft.evaluation.conversation import Chat
@@ -84,7 +84,8 @@ def check(config) -> Evaluation:
         raise ValueError(
             f"model={settings.model_path} has no chat template; python -m recipe.amft.data.prepare_model adds one."
         )
-    chat = Chat(tokenizer, model.config.get("model_type", ""), settings.chat_template_kwargs)
+    processor = hf_processor(str(model.folder)) if "vision_config" in model.config else None
+    chat = Chat(tokenizer, model.config.get("model_type", ""), settings.chat_template_kwargs, processor)
     out = settings.out or f"runs/evaluation/{model.label}/{settings.suite}"
     folder = EvaluationFolder(
         out, identity_of(settings, model, plan, content), schema(settings.benchmarks), settings.overwrite
@@ -96,18 +97,18 @@ def check(config) -> Evaluation:
 
 def check_prompts(item, chat, max_model_len: int) -> list[int]:
     """Poses every row once; the tokens of each prompt. ValueError for one that fails, or leaves too little room."""
-    from recipe.amft.evaluation.episodes import pose
+    from recipe.amft.evaluation.episodes import opening, pose
 
     benchmark, lengths = item.benchmark, []
     for task in item.tasks:
         try:
-            _, messages = pose(task)
+            observation = pose(task)[1]
+            lengths.append(chat.prompt_length(opening(observation), observation["images"]))
         except Exception as error:  # whatever an environment raises: its row cannot be evaluated
             raise ValueError(
                 f"row {task.row_id} of {benchmark.name} cannot be posed by {task.env_id} "
                 f"({type(error).__name__}: {error}); mend the row, or suite.benchmarks.{benchmark.name}.env_kwargs."
             ) from error
-        lengths.append(len(chat.open(messages).tokens))
     longest = max(lengths)
     if longest + benchmark.max_tokens > max_model_len:
         row_id = item.tasks[lengths.index(longest)].row_id

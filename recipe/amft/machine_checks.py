@@ -78,6 +78,13 @@ def check_model(run: Run) -> None:
             f"method={run.settings.method.name} learns from collected rollouts, which are kept as text without their "
             f"images; {MODEL}.path={path} is a vision-language model: choose a method that learns from fresh rollouts."
         )
+    if "vision_config" in values and run.uses_critic:
+        raise ValueError(
+            f"algorithm.adv_estimator={run.value('algorithm.adv_estimator')} needs a critic, and {MODEL}.path={path} is "
+            "a vision-language model: transformers has no such model with a value head, and verl 0.9.1 makes one of "
+            "the package trl, which this project does not install; choose an estimator without a critic "
+            "(algorithm.adv_estimator=grpo)."
+        )
     values = values.get("text_config") or values
     context = values.get("max_position_embeddings")
     asked = run.value(f"{ROLLOUT}.max_model_len") or run.shape.sequence_length

@@ -22,8 +22,8 @@ GIB = 2**30
 OVERHEAD_GIB = 3.0  # CUDA context, NCCL buffers, fragmentation
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2}
 # The families that are counted, and whether their attention has biases.
-QKV_BIAS = {"qwen2": True, "qwen3": False, "llama": False, "mistral": False, "qwen2_5_vl": True}
-QUERY_KEY_NORM = ("qwen3",)
+QKV_BIAS = {"qwen2": True, "qwen3": False, "llama": False, "mistral": False, "qwen2_5_vl": True, "qwen3_vl": False}
+QUERY_KEY_NORM = ("qwen3", "qwen3_vl")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Architecture:
             return None
         if "vision_config" in values:
             text = {name: value for name, value in (values.get("text_config") or {}).items() if name != "model_type"}
-            values = {**values, **text, "vision_parameters": vision_parameters(values["vision_config"])}
+            count = vision_parameters_3 if values["model_type"] == "qwen3_vl" else vision_parameters
+            values = {**values, **text, "vision_parameters": count(values["vision_config"])}
         known = {item.name: values[item.name] for item in fields(cls) if values.get(item.name) is not None}
         missing = [name for name in list(cls.__annotations__)[:7] if name not in known]
         if missing:
@@ -92,6 +93,18 @@ def vision_parameters(config: Mapping[str, Any]) -> int:
     block = 4 * h * h + 4 * h + 3 * h * f + 2 * f + h + 2 * h
     merged = h * config.get("spatial_merge_size", 2) ** 2
     return patch * h + config["depth"] * block + h + merged * merged + merged + merged * out + out
+
+
+def vision_parameters_3(config: Mapping[str, Any]) -> int:
+    """Of Qwen3-VL's: patch and position embeddings, `depth` blocks, and mergers: one, and one for each deepstack."""
+    h, f, out = config["hidden_size"], config["intermediate_size"], config["out_hidden_size"]
+    patch = 3 * config.get("temporal_patch_size", 2) * config.get("patch_size", 16) ** 2
+    block = 4 * h * h + 4 * h + 2 * h * f + f + h + 4 * h
+    merged = h * config.get("spatial_merge_size", 2) ** 2
+    merger = merged * merged + merged + merged * out + out
+    deepstack = len(config["deepstack_visual_indexes"]) * (merger + 2 * merged)
+    positions = config.get("num_position_embeddings", 2304) * h
+    return patch * h + h + positions + config["depth"] * block + merger + 2 * h + deepstack
 
 
 def read_architecture(settings, model_path: str | None) -> Architecture | None:

@@ -24,7 +24,7 @@ class Script:
     def __init__(self, tokenizer, *texts, cut=False):
         self.tokenizer, self.texts, self.cut, self.calls = tokenizer, texts, cut, []
 
-    async def __call__(self, prompt, max_tokens, turn):
+    async def __call__(self, prompt, max_tokens, turn, images):
         self.calls.append((list(prompt), max_tokens, turn))
         tokens = self.tokenizer.encode(self.texts[min(turn, len(self.texts) - 1)], add_special_tokens=False)
         tokens = tokens if self.cut else [*tokens, self.tokenizer.eos_token_id]
@@ -73,7 +73,7 @@ def test_evaluation_and_training_see_the_same_tokens(hand, chat, tokenizer):
 
     class Server:
         async def generate(self, request_id, prompt_ids, sampling_params, **kwargs):
-            answer = await script(prompt_ids, sampling_params["max_tokens"], next(answers))
+            answer = await script(prompt_ids, sampling_params["max_tokens"], next(answers), [])
             logprobs = [0.0] * len(answer.token_ids)
             return SimpleNamespace(
                 token_ids=answer.token_ids,
@@ -222,8 +222,8 @@ def test_messages_open_the_conversation_and_step_async_is_preferred(chat, tokeni
         ("step raises", "RuntimeError: the checker broke"),
         ("stop iteration", "StopIteration"),
         ("no success", "has no `success`"),
-        ("images", "text only"),
-        ("images later", "text only"),
+        ("images", "take a vision model"),
+        ("images later", "take a vision model"),
     ],
 )
 def test_what_an_environment_raises_ends_its_episode_only(behaviour, said, chat, tokenizer):

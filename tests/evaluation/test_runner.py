@@ -35,7 +35,7 @@ class Engine:
     def __init__(self, tokenizer, failure=None, after=0):
         self.tokenizer, self.failure, self.after, self.num_answers = tokenizer, failure, after, 0
 
-    async def __call__(self, prompt, max_tokens, benchmark, seed):
+    async def __call__(self, prompt, max_tokens, benchmark, seed, images):
         draws = random.Random(seed)
         for _ in range(draws.randrange(5)):
             await asyncio.sleep(0)

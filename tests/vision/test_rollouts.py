@@ -8,7 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 
+from recipe.amft.evaluation.conversation import Chat
+from recipe.amft.evaluation.episodes import Generation, Limits, opening, pose, run_episode
+from recipe.amft.evaluation.tasks import Task
 from recipe.amft.main import CONFIGS, compose
 from recipe.amft.tasks.environment import begin, make_environment
 from verl_ext.images import draw, mend_position_ids, model_inputs, prompt_tokens, with_images
@@ -18,9 +22,9 @@ HAND = {"cards": [4, 6], "target": 24}
 WALK = {"modality": "image", "view_size": 60, "prompt_style": "compact", "city": {"size": 4}, "straight_points": 2}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Folder, tokenizer and processor of the tiny vision model."""
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def model(request, tmp_path_factory):
+    """Folder, tokenizer and processor of a tiny vision model of each family."""
     os.environ.setdefault("VERL_PLATFORM", "cpu")
     os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "verl_ext.register")
     from verl.utils import hf_processor, hf_tokenizer
@@ -30,9 +34,9 @@ def model(tmp_path_factory):
 
     allow_images_without_torchvision()
     folder = tmp_path_factory.mktemp("tiny_vlm")
-    make({"vision_layers": 1, "num_layers": 1}, folder)
+    make({"family": request.param, "vision_layers": 1, "num_layers": 1}, folder)
     return SimpleNamespace(
-        folder=folder, tokenizer=hf_tokenizer(str(folder)), processor=hf_processor(str(folder)), type="qwen2_5_vl"
+        folder=folder, tokenizer=hf_tokenizer(str(folder)), processor=hf_processor(str(folder)), type=request.param
     )
 
 
@@ -166,6 +170,45 @@ def test_a_demonstration_has_the_tokens_and_inputs_of_a_rollout(model, builder, 
     assert inputs.keys() == stored.keys()
     assert all(torch.equal(inputs[name], stored[name]) for name in inputs)
     assert torch.equal(positions, places)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "options", "said"),
+    [
+        ("general_points", GAME, HAND, ['{"formula": "1"}']),
+        ("virl", WALK | {"context": "per_location"}, {}, []),
+        ("virl", WALK | {"context": "concat"}, {}, []),
+    ],
+    ids=["second attempt", "walk", "chat"],
+)
+def test_an_evaluation_shows_what_a_rollout_shows(model, env_id, kwargs, options, said):
+    """Tokens, masks and pixels of every context; the engine is asked with one token for each image."""
+    said = [*said, *answers(env_id, kwargs, options)]
+    engine, outputs, _ = play(model, said, env_id, kwargs, options)
+    chat = Chat(model.tokenizer, model.type, processor=model.processor)
+    task = Task("test", "row", env_id, kwargs, 0, options)
+    asked = []
+
+    async def policy(prompt, max_tokens, turn, images):
+        asked.append((prompt, images))
+        tokens = model.tokenizer.encode(said[turn], add_special_tokens=False)
+        return Generation([*tokens, model.tokenizer.eos_token_id], False)
+
+    episode = asyncio.run(run_episode(task, chat, policy, Limits(400, 2000, 50)))
+    assert (episode.error, episode.success) == ("", True)
+    assert len(episode.contexts) == len(outputs)
+    for context, output in zip(episode.contexts, outputs, strict=True):
+        assert context.prompt == output.prompt_ids
+        assert context.tokens == [*output.prompt_ids, *output.response_ids]
+        assert context.mask == output.response_mask
+        theirs = [image.tobytes() for image in output.multi_modal_data["images"]]
+        assert [image.tobytes() for image in context.images] == theirs
+    pad = model.processor.image_token_id
+    for (prompt, images), (tokens, seen) in zip(asked, engine.asked, strict=True):
+        assert prompt == qwen2_5_vl_dedup_image_tokens(tokens, model.processor)
+        assert prompt.count(pad) == len(images) == len(seen)
+    observation = pose(task)[1]
+    assert chat.prompt_length(opening(observation), observation["images"]) == len(outputs[0].prompt_ids)
 
 
 def test_prompts_without_images_are_tokenised_alike(builder):

@@ -9,16 +9,27 @@ from rank_processes import run_script
 pytestmark = pytest.mark.distributed
 
 HERE = Path(__file__).parent
-SECONDS = 400
+SECONDS = 600
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[int, list[dict]]:
-    """By world size, what each rank computed."""
+def computed(tmp_path_factory) -> dict[str, dict[int, list[dict]]]:
+    """By family of models and world size, what each rank computed."""
     folder = tmp_path_factory.mktemp("ranks")
     run_script(HERE / "vision_ranks.py", str(folder), log=folder / "log.txt", seconds=SECONDS)
-    load = lambda size, rank: torch.load(folder / f"world_{size}_rank_{rank}.pt", weights_only=False)  # noqa: E731
-    return {size: [load(size, rank) for rank in range(size)] for size in (1, 2)}
+
+    def load(family, size):
+        paths = [folder / f"{family}_world_{size}_rank_{rank}.pt" for rank in range(size)]
+        return [torch.load(path, weights_only=False) for path in paths]
+
+    return {family: {size: load(family, size) for size in (1, 2)} for family in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES)
+def results(request, computed) -> dict[int, list[dict]]:
+    """By world size, what each rank computed with a model of one family."""
+    return computed[request.param]
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -1,6 +1,6 @@
-"""`python vision_ranks.py FOLDER`: a real actor worker with a tiny vision model, on one rank and on two, without Ray.
+"""`python vision_ranks.py FOLDER`: a real actor worker with tiny vision models, on one rank and on two, without Ray.
 
-What each rank computed is saved for test_worker.py. The ranks are forked after the imports, and meet through a file.
+What each rank computed is saved for test_worker.py, by family of models. The ranks are forked after the imports, and meet through a file.
 """
 
 import os
@@ -15,7 +15,7 @@ import torch.distributed
 import torch.multiprocessing
 import verl.workers.engine.fsdp.transformer_impl  # noqa: F401  (seconds to import: once, before the fork)
 from tensordict import TensorDict
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 from verl.trainer.config import CheckpointConfig
 from verl.utils import hf_processor, hf_tokenizer
 from verl.utils import tensordict_utils as tu
@@ -68,7 +68,7 @@ def make_worker(model: Path) -> AMFTTrainingWorker:
 def demonstrations(model: Path) -> list[Demonstration]:
     """Eight demonstrations of the small game with images."""
     tokenizer, processor = hf_tokenizer(str(model)), hf_processor(str(model))
-    tokenize = DemonstrationTokenizer(tokenizer, "qwen2_5_vl", 64, 48, processor=processor)
+    tokenize = DemonstrationTokenizer(tokenizer, processor.config.model_type, 64, 48, processor=processor)
     return [tokenize(row) for row in splits_from_options(GAME)["train"]][:8]
 
 
@@ -91,7 +91,7 @@ def gradients(worker: AMFTTrainingWorker, shards: Shards) -> dict[str, torch.Ten
 
 def reference(model: Path, rows: list[Demonstration]) -> dict[str, torch.Tensor]:
     """The same loss by transformers alone, row by row: mean over all learned tokens; its gradients, and the loss."""
-    policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, attn_implementation="sdpa")
+    policy = AutoModelForImageTextToText.from_pretrained(model, attn_implementation="sdpa")
     processor = hf_processor(str(model))
     total = sum(len(row.response) for row in rows)
     loss = torch.zeros(())
@@ -108,24 +108,23 @@ def reference(model: Path, rows: list[Demonstration]) -> dict[str, torch.Tensor]
 
 def scenario(rank: int, world_size: int, model: Path) -> dict[str, object]:
     """What test_worker.py looks at."""
-    rows, worker = demonstrations(model), make_worker(model)
-    cut = {"rank": rank, "world_size": world_size}
-    results: dict[str, object] = {}
-    metrics = worker.backward_demonstrations(batch_of(model, rows, **cut))
-    results["demonstrations"] = {"loss": metrics["loss"], "gradients": gradients(worker, worker.sft_gradient)}
-    if rank == 0:
-        results["reference"] = reference(model, rows)
+    rows = demonstrations(model)
     same = [row for row in rows if len(row.response) == len(rows[0].response)]
     equal = [same[index % len(same)] for index in range(4)]
-    results["equal_lengths"] = worker.backward_demonstrations(batch_of(model, equal, **cut))["loss"]
-    if rank == 0:
+    results: dict[str, object] = {}
+    if rank == 0:  # before verl replaces the forward pass of transformers' class
+        results["reference"] = reference(model, rows)
         results["equal_lengths_reference"] = float(reference(model, equal)["loss"])
+        results["padded_reference"] = float(reference(model, rows[:6])["loss"])
+    worker = make_worker(model)
+    cut = {"rank": rank, "world_size": world_size}
+    metrics = worker.backward_demonstrations(batch_of(model, rows, **cut))
+    results["demonstrations"] = {"loss": metrics["loss"], "gradients": gradients(worker, worker.sft_gradient)}
+    results["equal_lengths"] = worker.backward_demonstrations(batch_of(model, equal, **cut))["loss"]
     aces = (HandPicture(((1, "S"), (1, "S")), 112),)
     blind = [Demonstration(row.row_id, row.prompt, row.response, pictures=aces) for row in rows]
     results["other_images"] = worker.backward_demonstrations(batch_of(model, blind, **cut))["loss"]
     results["padded"] = worker.backward_demonstrations(batch_of(model, rows[:6], num_padding=2, **cut))["loss"]
-    if rank == 0:
-        results["padded_reference"] = float(reference(model, rows[:6])["loss"])
     results["text_only"] = text_only_rows(worker, batch_of(model, rows, **cut))
     worker.freeze_vision_tower()
     before = {name: whole(value) for name, value in worker.engine.module.named_parameters()}
@@ -165,26 +164,27 @@ def whole(parameter) -> torch.Tensor:
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
 
 
-def run_rank(rank: int, world_size: int, folder: Path) -> None:
+def run_rank(rank: int, world_size: int, family: str, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "cpu:gloo", init_method=f"file://{folder / f'meet_{world_size}'}", rank=rank, world_size=world_size,
+        "cpu:gloo", init_method=f"file://{folder / f'meet_{family}_{world_size}'}", rank=rank, world_size=world_size,
         timeout=timedelta(seconds=120),
     )  # fmt: skip
     try:
-        results = scenario(rank, world_size, folder / "model")
+        results = scenario(rank, world_size, folder / family)
     except Exception:
         print(traceback.format_exc(), flush=True)
         os._exit(1)
-    torch.save(results, folder / f"world_{world_size}_rank_{rank}.pt")
+    torch.save(results, folder / f"{family}_world_{world_size}_rank_{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    (target / "model").mkdir()
-    make({}, target / "model")
-    for size in (1, 2):
-        torch.multiprocessing.start_processes(run_rank, (size, target), nprocs=size, start_method="fork")
+    for name in ("qwen2_5_vl", "qwen3_vl"):
+        (target / name).mkdir()
+        make({"family": name}, target / name)
+        for size in (1, 2):
+            torch.multiprocessing.start_processes(run_rank, (size, name, target), nprocs=size, start_method="fork")

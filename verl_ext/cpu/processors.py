@@ -13,7 +13,10 @@ import sys
 # A module that needs torchvision, and the one with the same functions that does not.
 FOLDER = "transformers.models.qwen2_vl."
 SAME_FUNCTIONS = {FOLDER + "image_processing_qwen2_vl": FOLDER + "image_processing_pil_qwen2_vl"}
-VLLM_MODELS = {"Qwen2_5_VLForConditionalGeneration": "vllm.model_executor.models.qwen2_5_vl"}
+VLLM_MODELS = {
+    "Qwen2_5_VLForConditionalGeneration": "vllm.model_executor.models.qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "vllm.model_executor.models.qwen3_vl",
+}
 
 
 def allow_images_without_torchvision() -> None:

@@ -14,6 +14,9 @@ from recipe.amft.evaluation.episodes import Generation
 from recipe.amft.evaluation.settings import Benchmark, EngineSettings, nearest
 
 CPU_KV_CACHE_GIB = 0.25
+IMAGES_OF_A_CONVERSATION = 16
+# Lets vLLM's engine process take images without torchvision (verl_ext/cpu/processors.py).
+CPU_VISION_SCHEDULER = "verl_ext.cpu.vllm_scheduler.Scheduler"
 HEAD_DIM_MULTIPLE = 32  # of vLLM's CPU attention
 SHUTDOWN_SECONDS = 20.0  # vLLM's own 5 are less than its worker takes to end
 
@@ -61,6 +64,9 @@ def plan_engine(settings: EngineSettings, model_config: Mapping[str, Any], has_g
         "disable_log_stats": True,
         "seed": 0,
     }
+    shows_images = "vision_config" in model_config
+    if shows_images:
+        arguments["limit_mm_per_prompt"] = {"image": IMAGES_OF_A_CONVERSATION, "video": 0}
     gib = settings.kv_cache_gib
     if has_gpu:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
@@ -69,6 +75,8 @@ def plan_engine(settings: EngineSettings, model_config: Mapping[str, Any], has_g
         gib = gib or CPU_KV_CACHE_GIB
         if seeded:
             arguments["enable_chunked_prefill"] = False
+        if shows_images:
+            arguments["scheduler_cls"] = CPU_VISION_SCHEDULER
     if gib is not None:
         arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
     return EnginePlan(dtype, length, arguments | dict(settings.extra))
@@ -109,6 +117,11 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.log = log
+        if plan.arguments.get("scheduler_cls") == CPU_VISION_SCHEDULER:
+            from verl_ext.cpu.processors import allow_images_without_torchvision, register_vllm_models
+
+            allow_images_without_torchvision()
+            register_vllm_models()
         try:
             with printing_to(log):
                 self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **plan.arguments))
@@ -117,9 +130,14 @@ class Engine:
         logging.getLogger("vllm").setLevel(logging.ERROR)  # in this process: its own are in the log
 
     async def generate(
-        self, prompt: Sequence[int], max_tokens: int, benchmark: Benchmark, seed: int | None
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        benchmark: Benchmark,
+        seed: int | None,
+        images: Sequence[Any] = (),
     ) -> Generation:
-        """One answer to `prompt`; the end-of-turn token that stops it is part of it."""
+        """One answer to `prompt`, where an image is one token; the end-of-turn token that stops it is part of it."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -132,9 +150,12 @@ class Engine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        request = TokensPrompt(prompt_token_ids=list(prompt))
+        if images:
+            request["multi_modal_data"] = {"image": list(images)}
         final = None
         try:
-            async for output in self.engine.generate(TokensPrompt(prompt_token_ids=list(prompt)), params, uuid4().hex):
+            async for output in self.engine.generate(request, params, uuid4().hex):
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineFailed(f"vLLM died ({type(error).__name__}: {error}); its log is {self.log}") from error

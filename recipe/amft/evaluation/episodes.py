@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from recipe.amft.evaluation.conversation import Chat, Context
 from recipe.amft.evaluation.tasks import Task
 from recipe.amft.tasks.environment import Environment, Observation, make_environment
+from verl_ext.images import draw, with_images
 
 STOP_REASONS = (
     "terminated",  # the environment ended the episode
@@ -36,8 +37,8 @@ class Generation:
 
 
 class Policy(Protocol):
-    async def __call__(self, prompt: Sequence[int], max_tokens: int, turn: int) -> Generation:
-        """The answer number `turn` (from 0) of at most `max_tokens` tokens."""
+    async def __call__(self, prompt: Sequence[int], max_tokens: int, turn: int, images: Sequence[Any]) -> Generation:
+        """The answer number `turn` (from 0) of at most `max_tokens` tokens; an image is one token of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,24 @@ class EnvironmentFailed(Exception):
     """The environment raised, or broke its contract; the cause says how."""
 
 
-def pose(task: Task) -> tuple[Environment, list[dict[str, str]]]:
-    """A new environment for `task`, reset, and the messages it opens with."""
+def pose(task: Task) -> tuple[Environment, Observation]:
+    """A new environment for `task`, reset, and what it shows first."""
     environment = make_environment(task.env_id, dict(task.env_kwargs))
-    observation, _ = environment.reset(seed=task.seed, options=copy.deepcopy(dict(task.options)))
-    return environment, opening(observation)
+    return environment, environment.reset(seed=task.seed, options=copy.deepcopy(dict(task.options)))[0]
 
 
 def opening(observation: Observation) -> list[dict[str, str]]:
     """The messages of an observation that starts a conversation."""
-    if observation["images"]:
-        raise ValueError("the observation has images, which this evaluation does not show to the model: text only")
     messages = observation.get("messages") or [{"role": "user", "content": observation["text"]}]
     return [dict(message) for message in messages]
+
+
+def images_of(observation: Observation, chat: Chat) -> list[Any]:
+    """Its images, drawn; ValueError where the model cannot see them, or its texts mark another number of them."""
+    chat.check_images(observation["images"])
+    images = draw(observation["images"])
+    with_images(opening(observation), images)
+    return images
 
 
 async def run_episode(
@@ -121,8 +127,9 @@ async def run_episode(
     """
     episode = Episode()
     try:
-        environment, messages = await _in(executor, pose, task)
-        episode.contexts.append(chat.open(messages))
+        environment, observation = await _in(executor, pose, task)
+        images = await _in(executor, images_of, observation, chat)
+        episode.contexts.append(chat.open(opening(observation), images))
         await _play(episode, environment, chat, policy, limits, executor)
         for name, kwargs in (judge_again or {}).items():
             episode.verdicts[name] = await _judge(task, kwargs, episode.texts, executor)
@@ -140,7 +147,7 @@ async def _play(
         if room < 1 or turn == limits.max_turns:
             episode.stop_reason = "context" if room < 1 else "turns"
             return
-        generation = await policy(context.tokens, room, turn)
+        generation = await policy(chat.one_token_for_each_image(context.tokens), room, turn, context.images)
         text = chat.answer(context, generation.token_ids)
         episode.texts.append(text)
         episode.turn_lengths.append(len(generation.token_ids))
@@ -152,20 +159,24 @@ async def _play(
             ended = "terminated" if terminated else "truncated"
             episode.stop_reason = "length" if generation.cut and not info["success"] else ended
             return
-        if not _continue(episode, context, chat, observation, limits):
+        if not await _continue(episode, context, chat, observation, limits, executor):
             episode.stop_reason = "length" if generation.cut else "context"
             return
 
 
-def _continue(episode: Episode, context: Context, chat: Chat, observation: Observation, limits: Limits) -> bool:
+async def _continue(
+    episode: Episode,
+    context: Context,
+    chat: Chat,
+    observation: Observation,
+    limits: Limits,
+    executor: Executor | None,
+) -> bool:
     """Shows the environment's answer to the model; False where no room is left."""
+    images = await _in(executor, images_of, observation, chat)
     if observation["reset_context"]:
-        try:
-            messages = opening(observation)
-        except ValueError as error:
-            raise EnvironmentFailed from error
-        episode.contexts.append(chat.open(messages))
-    elif not chat.tell(context, observation["text"], limits.max_tokens):
+        episode.contexts.append(chat.open(opening(observation), images))
+    elif not chat.tell(context, observation["text"], limits.max_tokens, images):
         return False
     episode.observations.append(observation["text"])
     return True

@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,8 +19,8 @@ from recipe.amft.evaluation.tasks import BenchmarkTasks, Task
 
 FLUSH_SAMPLES, FLUSH_SECONDS = 256, 20.0  # a killed evaluation loses what ended since the last part
 
-# (prompt, max_tokens, benchmark, seed) -> answer
-Generate = Callable[[Sequence[int], int, Benchmark, int | None], Awaitable[Generation]]
+# (prompt, max_tokens, benchmark, seed, images) -> answer
+Generate = Callable[[Sequence[int], int, Benchmark, int | None, Sequence[Any]], Awaitable[Generation]]
 
 
 class Stopped(Exception):
@@ -93,8 +94,8 @@ async def play(
 def policy_of(generate: Generate, seed: int | None, benchmark: Benchmark, task: Task, sample: int) -> Policy:
     """The engine as the policy of one sample."""
 
-    async def policy(prompt: Sequence[int], max_tokens: int, turn: int) -> Generation:
-        return await generate(prompt, max_tokens, benchmark, request_seed(seed, task.row_id, sample, turn))
+    async def policy(prompt: Sequence[int], max_tokens: int, turn: int, images: Sequence[Any]) -> Generation:
+        return await generate(prompt, max_tokens, benchmark, request_seed(seed, task.row_id, sample, turn), images)
 
     return policy
 

@@ -47,8 +47,9 @@ def card_height(width: int) -> int:
 class CardReading:
     """Ends after one answer: reward 1.0 for the rank (A, 2 to 10, J, Q, K), else 0.0."""
 
-    image_size: int = 112  # pixels per side
+    image_size: int = 84  # pixels per side
     colours: str = "black"  # of the suits: black | red | mixed
+    spread: float = 1.0  # how much place and size differ: 0 not at all, 1 anywhere in the image
 
     _picture: CardPicture | None = field(default=None, init=False)
     _open: bool = field(default=False, init=False)
@@ -58,6 +59,8 @@ class CardReading:
             raise ValueError(f"image_size must be an integer, 56 or more; got {self.image_size!r}")
         if self.colours not in COLOURS:
             raise ValueError(f"colours must be one of {', '.join(COLOURS)}; got {self.colours!r}")
+        if not 0 <= self.spread <= 1:
+            raise ValueError(f"spread must be from 0 (one place) to 1 (anywhere in the image); got {self.spread!r}")
 
     def reset(self, seed: int, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Draws rank, suit, place, size and brightness from `seed`; there are no options."""
@@ -65,8 +68,11 @@ class CardReading:
             raise ValueError(f"unknown reset options {sorted(options)}; there are none")
         rng, side = random.Random(seed), self.image_size
         rank, suit = rng.randint(1, len(RANKS)), rng.choice(COLOURS[self.colours])
-        width = round(side * rng.uniform(0.58, 0.68))
-        left, top = rng.randint(0, side - width), rng.randint(0, side - card_height(width))
+        width = round(side * (0.63 + self.spread * rng.uniform(-0.05, 0.05)))
+        left, top = (
+            round(room * (0.5 + self.spread * rng.uniform(-0.5, 0.5)))
+            for room in (side - width, side - card_height(width))
+        )
         self._picture = CardPicture(rank, suit, side, width, left, top, rng.uniform(0.6, 1.4))
         self._open = True
         return {"text": f"{IMAGE}Card?", "images": [self._picture], "reset_context": False}, {"rank": RANKS[rank]}
