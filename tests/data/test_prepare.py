@@ -23,6 +23,8 @@ from recipe.amft.data.tiny_model import make_tokenizer
 from recipe.amft.main import compose
 
 ROOT = Path(__file__).resolve().parents[2]
+SIZES = ("--train", "1", "--validation", "1", "--test", "1")
+NO_SIZES = ("--train", "0", "--validation", "0", "--test", "0")
 DOCUMENTATION = ROOT / "docs" / "data.md"
 TEMPLATE = ROOT / "recipe/amft/data/templates/qwen2_5_math_think.jinja"
 
@@ -186,12 +188,22 @@ def test_the_output_folder_is_replaced_whole_or_not_at_all(small, tmp_path, caps
         (["gsm8k", "--source", "SMALL", "--on-bad-row", "skip"], ["'skip'", "refuse or drop"]),
         (["gsm8k", "--source", "SMALL", "--max-prompt-bytes", "3", "--on-bad-row", "drop"], ["no row of", "is left"]),
         (["gsm8k", "--source", "SMALL", "--tokenizer", "SMALL"], ["tokenizer=", "cannot be loaded"]),
+        (["gsm8k", "--source", "SMALL/train.jsonl", "--validation", "12"], ["validation=12 leave no row", "train=0"]),
+        (
+            ["gsm8k", "--source", "SMALL", "--hygiene-against", "none.jsonl"],
+            ["hygiene_against=none.jsonl", "not exist"],
+        ),
+        (["gsm8k", "--source", "SMALL/latin.csv"], ["latin.csv is not in UTF-8", "write it again in UTF-8"]),
+        (["gsm8k", "--source", "SMALL/empty.jsonl"], ["no row of gsm8k", "hf download"]),
+        (["amc", "--source", "SMALL"], ["no_answer", "several lines", "no final answer"]),
     ],
 )
 def test_errors_name_the_value_and_the_fix(small, tmp_path, capsys, arguments, fragments):
     """One line on the error stream, exit status 2, nothing written."""
     (small / "empty").mkdir()
     (small / "other.txt").write_text("x")
+    (small / "latin.csv").write_bytes("question,answer\nWie groß?,#### 3\n".encode("latin-1"))
+    (small / "empty.jsonl").write_text("")
     write_lines(tmp_path / "small" / "wrong.jsonl", [{"text": "a", "label": "b"}])
     given = [argument.replace("SMALL", str(small)) for argument in arguments]
     assert run(*given, "--out", tmp_path / "out") == 2
@@ -200,6 +212,48 @@ def test_errors_name_the_value_and_the_fix(small, tmp_path, capsys, arguments, f
     assert message.count("\n") == 1
     assert all(fragment in message for fragment in fragments), message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["gsm8k"], ["required: --source, --out", "--help"]),
+        (
+            ["gsm8k", "--source", "s", "--out", "OUT", "--validations", "2"],
+            ["--validations 2", "nearest options: --val"],
+        ),
+        (["gsm8k", "--source", "s", "--out", "OUT", "--validation", "2.5"], ["--validation", "'2.5'"]),
+        (["gsm8k", "--source", "s", "--out", "FILE"], ["--out", "is a file; give a folder"]),
+        (["gsm8k", "--source", "s", "--out", "FILE/below"], ["--out", "is a file; give a folder"]),
+        (["general_points", "--out", "FILE", "--evaluation"], ["is a file; give a folder"]),
+        (["general_points", "--out", "OUT", "--evaluation", "--targets", "24-1"], ["'24-1' is an empty range", "1-24"]),
+        (["general_points", "--out", "OUT", "--evaluation", "--ranks", "20"], ["ranks", "1 to 13; got 20"]),
+        (["virl", "--out", "FILE", "--train", "1"], ["is a file; give a folder"]),
+        (["virl", "--out", "OUT", "--train", "1", "--contxt", "chat"], ["--contxt chat", "--context"]),
+        (["virl", "--out", "OUT", "--routes", "none.json", "--train", "1"], ["none.json", "cannot be read"]),
+        (["reasoning_gym", "--out", "FILE", "--dataset", "gcd"], ["is a file; give a folder"]),
+        (["reasoning_gym", "--out", "OUT", "--dataset", "gdc", *SIZES], ["'gdc' is not one of", "nearest: ['gcd'"]),
+        (["reasoning_gym", "--out", "OUT", "--dataset", "gcd", *NO_SIZES], ["one row at least"]),
+        (["humaneval", "--out", "FILE", "--source", "s"], ["is a file; give a folder"]),
+        (["humaneval", "--out", "OUT", "--source", "s", "--second", "3"], ["--second 3", "--seconds"]),
+    ],
+)
+def test_errors_of_the_command_line_are_one_line(tmp_path, capsys, arguments, fragments):
+    """For every command: the option, its value and what there is; exit status 2, nothing written."""
+    (tmp_path / "file").write_text("x")
+    places = {
+        "FILE": str(tmp_path / "file"),
+        "FILE/below": str(tmp_path / "file" / "below"),
+        "OUT": str(tmp_path / "o"),
+    }
+    with pytest.raises(SystemExit) as status:
+        main([places.get(argument, argument) for argument in arguments])
+    assert status.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert all(fragment in message for fragment in fragments), message
+    assert not (tmp_path / "o").exists()
 
 
 def test_as_a_program(small, tmp_path):

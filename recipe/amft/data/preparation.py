@@ -222,6 +222,9 @@ def divide(pools: dict[str, list[Row]], options: Options) -> dict[str, list[Row]
             raise ValueError(f"{split}={size}, but only {len(available)} rows of {options.source!r} are left for it.")
         splits[split], rest = hygiene.draw(available, len(available) if size is None else size, options.rows.seed)
         pools[pool] = rest if pool == "train" else []
+    if pools.get("train") == [] and not splits.get("train") and options.train is None and any(splits.values()):
+        drawn = ", ".join(f"{split}={len(rows)}" for split, rows in splits.items() if rows)
+        raise ValueError(f"{drawn} leave no row of {options.source!r} for training; ask for fewer, or give train=0.")
     splits = {split: splits[split] for split in SPLITS if splits.get(split)}
     if not splits:
         raise ValueError(f"no row of {options.source!r} is left; see the sizes and limits asked for.")

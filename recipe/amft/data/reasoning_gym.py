@@ -42,6 +42,8 @@ def build_splits(
     if set(sizes) - set(SPLITS) or any(size < 0 for size in sizes.values()):
         raise ValueError(f"sizes must be numbers of rows, 0 or more, of {', '.join(sorted(SPLITS))}; got {dict(sizes)}")
     wanted = sum(sizes.values())
+    if not wanted:
+        raise ValueError(f"sizes must ask for one row at least; got {dict(sizes)}")
     rows, left_out = _distinct_rows(env_kwargs, wanted, seed)
     if len(rows) < wanted:
         raise ValueError(
