@@ -236,7 +236,7 @@ def test_what_an_environment_raises_ends_its_episode_only(behaviour, said, chat,
 def test_an_engine_that_fails_ends_the_evaluation(hand, chat):
     """What the policy raises is not the environment's: it is passed on."""
 
-    async def broken(prompt, max_tokens, turn):
+    async def broken(prompt, max_tokens, turn, images):
         raise RuntimeError("the engine died")
 
     with pytest.raises(RuntimeError, match="the engine died"):
