@@ -212,7 +212,7 @@ def test_card_reading_draws_another_picture_for_every_seed():
 
 
 def test_training_shows_no_card_where_a_held_out_row_does(tmp_path):
-    """Whatever the brightness; and the red test has the black one's places. With a spread this small, layouts repeat."""
+    """Whatever the brightness; and the red test has the black one's. With a spread this small, layouts repeat."""
     kwargs = {"image_size": 56, "spread": 0.1}
     make_cards({"train": 200, "validation": 20, "test": 20} | kwargs, tmp_path)
     seeds = {

@@ -1,4 +1,4 @@
-"""Rows of the card-reading task: every row is another rendering, and training shows no card where a held-out row does."""
+"""Rows of the card-reading task: each is another rendering, and training shows no card where a held-out row does."""
 
 import json
 from collections.abc import Mapping
