@@ -356,6 +356,15 @@ def test_mllama_is_named_whatever_the_folder(base, tmp_path):
     assert "Qwen2.5-VL" in message
 
 
+def test_a_critic_of_a_vision_model_is_refused(base, tmp_path):
+    """There is no vision-language model with a value head; the message says which estimators need none."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": {}}))
+    model = {"actor_rollout_ref__model__path": str(tmp_path)}
+    message = message_of(changed(base, algorithm__adv_estimator="gae", **model))
+    assert "value head" in message
+    assert "algorithm.adv_estimator=grpo" in message
+
+
 # ---- versions --------------------------------------------------------------------------------------------------------
 
 

@@ -80,8 +80,8 @@ def check_model(run: Run) -> None:
         )
     if "vision_config" in values and run.uses_critic:
         raise ValueError(
-            f"algorithm.adv_estimator={run.value('algorithm.adv_estimator')} needs a critic, and {MODEL}.path={path} is "
-            "a vision-language model: transformers has no such model with a value head, and verl 0.9.1 makes one of "
+            f"algorithm.adv_estimator={run.value('algorithm.adv_estimator')} needs a critic, and {MODEL}.path={path} "
+            "is a vision-language model: transformers has no such model with a value head, and verl 0.9.1 makes one of "
             "the package trl, which this project does not install; choose an estimator without a critic "
             "(algorithm.adv_estimator=grpo)."
         )

@@ -1,6 +1,7 @@
 """`python vision_ranks.py FOLDER`: a real actor worker with tiny vision models, on one rank and on two, without Ray.
 
-What each rank computed is saved for test_worker.py, by family of models. The ranks are forked after the imports, and meet through a file.
+What each rank computed is saved for test_worker.py, by family of models. The ranks are forked after the imports, and
+meet through a file.
 """
 
 import os

@@ -1,35 +1,48 @@
-"""Rows of the card-reading task: every row is another rendering, and no two splits share a seed."""
+"""Rows of the card-reading task: each is another rendering, and training shows no card where a held-out row does."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from recipe.amft.data.general_points import write_parquet
+from recipe.amft.tasks.card_reading.environment import CardPicture
 from recipe.amft.tasks.environment import make_environment
 
 ENV_ID = "card_reading"
-SPLITS = ("train", "validation", "test")
+SPLITS = ("test", "validation", "train")
 
 
 def make(options: Mapping[str, Any], folder: Path) -> None:
     """Write the splits; options: numbers of rows `train`, `validation`, `test`, `seed`, and those of CardReading.
 
-    `test` has that many rows in the colours of training, and as many in red (data_source card_reading_red).
+    `test` has that many rows in the colours of training, and as many in red (data_source card_reading_red). Training
+    has none of their layouts, whatever its brightness, nor validation's.
     """
     options = dict(options)
     sizes = {split: options.pop(split) for split in SPLITS}
-    seed = options.pop("seed", 0)
-    first = 1_000_000 * seed
+    seeds = count(1_000_000 * options.pop("seed", 0))
+    environment = make_environment(ENV_ID, options)
+    held_out: set[CardPicture] = set()
     for split, size in sizes.items():
-        rows = rows_of(options, split, range(first, first + size))
+        unseen = (seed for seed in seeds if split != "train" or layout(environment, seed) not in held_out)
+        chosen = list(islice(unseen, size))
+        rows = rows_of(options, split, chosen)
         if split == "test":
-            rows += rows_of(options | {"colours": "red"}, split, range(first, first + size), f"{ENV_ID}_red")
+            rows += rows_of(options | {"colours": "red"}, split, chosen, f"{ENV_ID}_red")
+        held_out |= {layout(environment, seed) for seed in chosen}
         write_parquet(rows, folder / f"{split}.parquet")
-        first += size
 
 
-def rows_of(env_kwargs: Mapping[str, Any], split: str, seeds: range, source: str = ENV_ID) -> list[dict[str, Any]]:
+def layout(environment: Any, seed: int) -> CardPicture:
+    """Card, place and size of the picture, at one brightness."""
+    picture: CardPicture = environment.reset(seed)[0]["images"][0]
+    return replace(picture, brightness=1.0)
+
+
+def rows_of(env_kwargs: Mapping[str, Any], split: str, seeds: list[int], source: str = ENV_ID) -> list[dict[str, Any]]:
     """One row for each seed."""
     environment = make_environment(ENV_ID, dict(env_kwargs))
     rows = []
