@@ -64,6 +64,7 @@ def union(plans: Iterable[StepPlan]) -> StepPlan:
         rollouts=any(plan.rollouts for plan in plans),
         demonstrations=any(plan.demonstrations for plan in plans),
         utility=any(plan.utility for plan in plans),
+        rollout_utility=any(plan.rollout_utility for plan in plans),
         track_tangent=any(plan.track_tangent for plan in plans),
         paired=any(plan.paired for plan in plans),
         rehearsal=any(plan.rehearsal for plan in plans),

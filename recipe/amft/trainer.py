@@ -32,7 +32,7 @@ from recipe.amft.data.demonstrations import Demonstration, DemonstrationStream, 
 from recipe.amft.methods import Choice, Measurements, Mix, Stage, StepPlan, Sum, make_method
 from recipe.amft.run_folder import RunFolder
 from recipe.amft.step_data import StepData, StepDataTrainer
-from recipe.amft.worker import BATCH_ENTROPY, AMFTWorker, MixturePlan
+from recipe.amft.worker import BATCH_ENTROPY, MEASURES_UTILITY, AMFTWorker, MixturePlan
 from verl_ext.trainer import add_field, write_atomically
 from verl_ext.watchdog import Watchdog
 
@@ -330,8 +330,11 @@ class AMFTTrainer(StepDataTrainer):
                 if data.in_pairs:
                     demonstrations = self.weigh_pairs(demonstrations)
                 sft = self.backward_demonstrations(demonstrations) if demonstrations else {}
-                rl = self.backward_rollouts(rollouts, data) if rollouts is not None else {}
+                measures = plan.rollout_utility and combination is None
+                rl = self.backward_rollouts(rollouts, data, measures) if rollouts is not None else {}
                 if combination is None:
+                    if measures and rl:
+                        utility = {name: rl.pop(f"rl/{name}") for name in ("dot", "utility_norm", "tangent_norm")}
                     entropy |= {"demonstration": sft["sft/entropy"]} if sft else {}
                     measured = Measurements(entropy, utility, self.learning_rate, data.num_tokens, data.num_sequences)
                     self.method_state, combination, method_metrics = self.method.combine(
@@ -358,8 +361,10 @@ class AMFTTrainer(StepDataTrainer):
         measured = metrics_of(self.actor_rollout_wg.backward_demonstrations(self.to_batch(rows)))
         return {f"sft/{name}": value for name, value in measured.items()}
 
-    def backward_rollouts(self, batch: KVBatchMeta, data: StepData) -> dict[str, float]:
+    def backward_rollouts(self, batch: KVBatchMeta, data: StepData, measures_utility: bool) -> dict[str, float]:
         num_sequences = data.num_sequences["rollout"] / self.num_mini_batches
+        if measures_utility:
+            batch.extra_info[MEASURES_UTILITY] = True
         batch.extra_info.update(self.loss_inputs(num_sequences=num_sequences))
         if self.configured is not None and self.configured[1] is not None:
             batch.extra_info["calculate_entropy"] = True
