@@ -87,8 +87,8 @@ def probe(runs: Sequence[Run], step: int, weight: float, past: dict[int, Run]) -
         for tangent in tangents
     ]
     batches = small["128"]
-    halves = [local_inner_products([([a], [b])]).item() / (norm_of(a) * norm_of(b) or 1.0)
-              for a, b in zip(batches[::2], batches[1::2], strict=True)]  # fmt: skip
+    sft = -gradients([runs[0]], [runs[0].demonstrations(step)], [LossSpec()])[0][0]
+    halves = [cosine(a, b) for a, b in zip(batches[::2], batches[1::2], strict=True)]
     references = {}
     for length in LOOK_AHEADS:
         references[f"past {length}"] = finite_difference(past[step - length], step - length, length, weight)
@@ -96,12 +96,18 @@ def probe(runs: Sequence[Run], step: int, weight: float, past: dict[int, Run]) -
     return {
         "references": references,
         "cosine_of_batches": statistics.mean(halves),
+        "rl": statistics.mean(cosine(gradient, large) for gradient in small[OF_A_STEP]),
+        "sft": cosine(sft, large),
         "success": successes([runs[0]], split="validation")[0],
         "estimators": {
             name: {"large": value, "batches": values}
             for name, value, values in zip(ESTIMATORS, exact, noisy, strict=True)
         },
     }
+
+
+def cosine(left: torch.Tensor, right: torch.Tensor) -> float:
+    return local_inner_products([([left], [right])]).item() / (norm_of(left) * norm_of(right) or 1.0)
 
 
 def utility_gradient(run: Run, step: int, stream: str, num_prompts: int) -> torch.Tensor:
@@ -157,7 +163,24 @@ def table(records: Sequence[dict]) -> str:
         cells = [_noise([(row["large"], row["batches"][size]) for row in rows]) for size in sizes]
         noise.append(f"| {name} | {' | '.join(cells)} |")
     cosine = statistics.mean(record["cosine_of_batches"] for record in records)
-    return "\n".join([*lines, "", *noise, "", f"Mean cosine of two validation gradients of the usual size: {cosine:.2f}."])
+    return "\n".join(
+        [*lines, "", *noise, "", f"Mean cosine of two validation gradients of the usual size: {cosine:.2f}."]
+    )
+
+
+def alignment(records: Sequence[dict]) -> str:
+    """By problem and step, means over seeds: cosines a and b of the RL and SFT gradient with grad U, and b / (a + b).
+
+    That is the mu at which a mixture of equal length and orthogonal parts is aligned best (docs/controller.md).
+    """
+    lines = ["| problem | step | success | a | b | mu\\* |", "|---|---|---|---|---|---|"]
+    for problem in dict.fromkeys(record["problem"] for record in records):
+        for step in sorted({record["step"] for record in records}):
+            rows = [record for record in records if (record["problem"], record["step"]) == (problem, step)]
+            success, a, b = (statistics.mean(row[name] for row in rows) for name in ("success", "rl", "sft"))
+            best = f"{max(b, 0) / (max(a, 0) + max(b, 0)):.2f}" if max(a, b) > 0 else "-"
+            lines.append(f"| {problem} | {step} | {success:.2f} | {a:+.2f} | {b:+.2f} | {best} |")
+    return "\n".join(lines)
 
 
 def _noise(rows: Sequence[tuple[float, list[float]]]) -> str:
@@ -186,7 +209,8 @@ def main() -> None:
                 with path.open("a") as file:
                     file.writelines(json.dumps(record) + "\n" for record in found)
                 print(f"{name}, seed {seed}: done", flush=True)
-    text = table([record for record in records if record["problem"] in arguments.problems])
+    chosen = [record for record in records if record["problem"] in arguments.problems]
+    text = f"{table(chosen)}\n\n{alignment(chosen)}"
     (arguments.out / "diagnosis.md").write_text(text + "\n")
     print(text)
 

@@ -158,7 +158,7 @@ class AMFTTrainingWorker(GradientWorker):
     def backward_rollouts(self, data: TensorDict) -> dict[str, float]:
         """Gradient of L_RL at theta_t (verl's own policy loss, or the method's token loss); metrics, norm, cosine.
 
-        A loss that needs the batch's entropy reads it from the batch: the pass for old log-probabilities has it. A batch
+        A loss that needs the batch's entropy reads it from the batch: the pass for old log-probabilities has it. One
         that MEASURES_UTILITY also gives dot, utility_norm and tangent_norm, as `validation_gradient` does.
         """
         spec = self.rollout_spec

@@ -197,6 +197,7 @@ def test_diagnosis_compares_estimators_with_finite_differences(monkeypatch: pyte
         records[1]["estimators"][f"sgd, {kind}"]["large"] for kind in ("one step (Eq. 25)", "trace 0.98")
     )
     assert forgetful != keeping
+    assert len(diagnose.alignment(records).splitlines()) == 2 + len(records)
     agreement, noise, _ = diagnose.table(records).split("\n\n")
     for part in (agreement, noise):
         lines = part.splitlines()[2:]

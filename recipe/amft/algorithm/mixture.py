@@ -46,8 +46,8 @@ def update_scales(
 ) -> tuple[MixtureState, float, float]:
     """Scales (s_S, s_R) of the two gradients: s_X = (n_S + n_R) / (2 n_X), n_X the bias-corrected running norm.
 
-    With `capped` both are 1 where n_S <= n_R. A gradient whose running norm is 0 gets scale 1. When either norm is not finite the optimiser will skip the step, so
-    neither enters the running means. The scales do not depend on mu.
+    With `capped` both are 1 where n_S <= n_R. A gradient whose running norm is 0 gets scale 1. When either norm is not
+    finite the optimiser will skip the step, so neither enters the running means. The scales do not depend on mu.
     """
     if config.scale == "none":
         return state, 1.0, 1.0
