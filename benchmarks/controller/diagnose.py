@@ -3,12 +3,14 @@
     python -m benchmarks.controller.diagnose [--problems ...] [--seeds 0 1] [--weight 0.3] [--out runs/controller]
 
 At a few steps of a run with constant mu every estimator is computed on one large batch of validation rollouts and on
-independent batches of the usual size. References: success after the same steps with mu + delta and mu - delta, the same
+independent small ones of several sizes, the rollouts of a training step among them (with L_RL's gradient, that is with
+GRPO's advantages). References: success after the same steps with mu + delta and mu - delta, the same
 prompts, demonstrations and noise. "past" repeats the last H steps (what the estimators estimate), "future" takes the
 next H (what the controller decides about).
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
@@ -19,8 +21,11 @@ import torch
 from benchmarks.controller.tasks import PROBLEMS, Problem
 from benchmarks.controller.trainer import (
     Run,
+    Sample,
+    gradients,
     norm_of,
     pretrained,
+    sample,
     successes,
     train_step,
     utility_gradients,
@@ -29,6 +34,7 @@ from benchmarks.controller.trainer import (
 )
 from benchmarks.controller.variants import config_of
 from recipe.amft.algorithm.mixture import local_inner_products
+from recipe.amft.algorithm.token_losses import LossSpec
 
 ESTIMATORS = {  # a trace that forgets at once is horizon=one, but kept at every step
     "sgd, one step (Eq. 25)": "controller.meta.inner=sgd,controller.meta.trace_decay=0",
@@ -43,7 +49,9 @@ LOOK_AHEADS = (5, 20)
 STEPS = (25, 50, 90)
 DELTA = 0.15
 CLEAR = 0.03  # success per unit of mu: a smaller reference has no sign to agree with
-NUM_LARGE, NUM_BATCHES = 24, 8  # validation batches of the usual size: averaged into one, and looked at one by one
+NUM_LARGE, NUM_BATCHES = 24, 8  # batches of the usual size averaged into one; batches of each size looked at one by one
+NUM_PROMPTS = (4, 16, 64)  # of a small batch, 8 rollouts each; 16 is the usual size
+OF_A_STEP = "a training step"
 
 
 def measure(problem: Problem, seed: int, weight: float, base: torch.Tensor) -> list[dict]:
@@ -63,12 +71,24 @@ def measure(problem: Problem, seed: int, weight: float, base: torch.Tensor) -> l
 
 
 def probe(runs: Sequence[Run], step: int, weight: float, past: dict[int, Run]) -> dict:
-    large, batches = large_gradient(runs[0], step)
+    large = torch.stack([utility_gradient(runs[0], step, f"large {index}", 16) for index in range(NUM_LARGE)]).mean(0)
+    small = {
+        f"{8 * num}": [utility_gradient(runs[0], step, f"{num} prompts {index}", num) for index in range(NUM_BATCHES)]
+        for num in NUM_PROMPTS
+    }
+    small[OF_A_STEP] = [rollout_gradient(runs[0], step, index) for index in range(NUM_BATCHES)]
     tangents = [run.tangent.parameters for run in runs]
     exact = local_inner_products([([large], tangent) for tangent in tangents]).tolist()
-    noisy = [local_inner_products([([batch], tangent) for batch in batches]).tolist() for tangent in tangents]
-    halves = [local_inner_products([([a], [b])]).item() / (norm_of(a) * norm_of(b) or 1.0)
-              for a, b in zip(batches[::2], batches[1::2], strict=True)]  # fmt: skip
+    noisy = [
+        {
+            size: local_inner_products([([batch], tangent) for batch in batches]).tolist()
+            for size, batches in small.items()
+        }
+        for tangent in tangents
+    ]
+    batches = small["128"]
+    sft = -gradients([runs[0]], [runs[0].demonstrations(step)], [LossSpec()])[0][0]
+    halves = [cosine(a, b) for a, b in zip(batches[::2], batches[1::2], strict=True)]
     references = {}
     for length in LOOK_AHEADS:
         references[f"past {length}"] = finite_difference(past[step - length], step - length, length, weight)
@@ -76,6 +96,8 @@ def probe(runs: Sequence[Run], step: int, weight: float, past: dict[int, Run]) -
     return {
         "references": references,
         "cosine_of_batches": statistics.mean(halves),
+        "rl": statistics.mean(cosine(gradient, large) for gradient in small[OF_A_STEP]),
+        "sft": cosine(sft, large),
         "success": successes([runs[0]], split="validation")[0],
         "estimators": {
             name: {"large": value, "batches": values}
@@ -84,11 +106,25 @@ def probe(runs: Sequence[Run], step: int, weight: float, past: dict[int, Run]) -
     }
 
 
-def large_gradient(run: Run, step: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """grad U from NUM_LARGE batches together, and NUM_BATCHES other batches one by one."""
-    streams = [f"probe {index}" for index in range(NUM_LARGE + NUM_BATCHES)]
-    gradients = [utility_gradients([run], validation_rollouts([run], step, stream))[0] for stream in streams]
-    return torch.stack(gradients[:NUM_LARGE]).mean(0), gradients[NUM_LARGE:]
+def cosine(left: torch.Tensor, right: torch.Tensor) -> float:
+    return local_inner_products([([left], [right])]).item() / (norm_of(left) * norm_of(right) or 1.0)
+
+
+def utility_gradient(run: Run, step: int, stream: str, num_prompts: int) -> torch.Tensor:
+    """grad U from the rollouts of `num_prompts` validation prompts that only `stream` has."""
+    utility = dataclasses.replace(run.config.utility, num_prompts=num_prompts)
+    twin = run.twin()
+    twin.config = dataclasses.replace(run.config, utility=utility)
+    return utility_gradients([twin], validation_rollouts([twin], step, f"probe {stream}"))[0]
+
+
+def rollout_gradient(run: Run, step: int, index: int) -> torch.Tensor:
+    """Minus the gradient of L_RL on what a training step generates, from prompts that only (step, index) has."""
+    other = 10_000 + 100 * step + index
+    rollouts = sample([run], [run.prompts(other)], run.sizes.rollouts_per_prompt, "rollouts", other)[0]
+    choice, _ = run.choose(step, rollouts, None)
+    weighted = Sample(rollouts.prompts, rollouts.responses, choice.advantages, rollouts.groups)
+    return -gradients([run], [weighted], [LossSpec("policy_gradient")])[0][0]
 
 
 def finite_difference(run: Run, step: int, length: int, weight: float) -> float:
@@ -101,11 +137,17 @@ def finite_difference(run: Run, step: int, length: int, weight: float) -> float:
 
 
 def table(records: Sequence[dict]) -> str:
-    """By estimator: sign agreement and correlation with each reference, and the signal-to-noise ratio of one batch."""
+    """By estimator: agreement of the large batch with the references, and how noisy a small one is, by its size.
+
+    Sign: share of probes with the reference's sign, of those where it is clear. SNR: median over probes of the mean of
+    the small batches over their standard deviation, and after the slash the share with the large batch's sign.
+    """
     references = list(records[0]["references"])
     lines = [f"| estimator | {' | '.join(f'sign, {name}' for name in references)} "
-             f"| {' | '.join(f'corr, {name}' for name in references)} | SNR | sign of one batch |"]  # fmt: skip
-    lines.append("|---|" + "---|" * (2 * len(references) + 2))
+             f"| {' | '.join(f'corr, {name}' for name in references)} |"]  # fmt: skip
+    lines.append("|---|" + "---|" * (2 * len(references)))
+    sizes = list(records[0]["estimators"][next(iter(ESTIMATORS))]["batches"])
+    noise = [f"| estimator | {' | '.join(f'rollouts: {size}' for size in sizes)} |", "|---|" + "---|" * len(sizes)]
     for name in ESTIMATORS:
         rows = [record["estimators"][name] for record in records]
         values = [row["large"] for row in rows]
@@ -117,11 +159,34 @@ def table(records: Sequence[dict]) -> str:
             signs.append(f"{share} ({len(clear)})")
             varies = len(set(values)) > 1 and len(set(truth)) > 1
             correlations.append(f"{statistics.correlation(values, truth):+.2f}" if varies else "-")
-        snr = statistics.median(abs(row["large"]) / (statistics.stdev(row["batches"]) or 1.0) for row in rows)
-        agree = statistics.mean(float(b * row["large"] > 0) for row in rows for b in row["batches"])
-        lines.append(f"| {name} | {' | '.join(signs)} | {' | '.join(correlations)} | {snr:.2f} | {agree:.2f} |")
+        lines.append(f"| {name} | {' | '.join(signs)} | {' | '.join(correlations)} |")
+        cells = [_noise([(row["large"], row["batches"][size]) for row in rows]) for size in sizes]
+        noise.append(f"| {name} | {' | '.join(cells)} |")
     cosine = statistics.mean(record["cosine_of_batches"] for record in records)
-    return "\n".join([*lines, "", f"Mean cosine of two validation gradients of the usual size: {cosine:.2f}."])
+    return "\n".join(
+        [*lines, "", *noise, "", f"Mean cosine of two validation gradients of the usual size: {cosine:.2f}."]
+    )
+
+
+def alignment(records: Sequence[dict]) -> str:
+    """By problem and step, means over seeds: cosines a and b of the RL and SFT gradient with grad U, and b / (a + b).
+
+    That is the mu at which a mixture of equal length and orthogonal parts is aligned best (docs/controller.md).
+    """
+    lines = ["| problem | step | success | a | b | mu\\* |", "|---|---|---|---|---|---|"]
+    for problem in dict.fromkeys(record["problem"] for record in records):
+        for step in sorted({record["step"] for record in records}):
+            rows = [record for record in records if (record["problem"], record["step"]) == (problem, step)]
+            success, a, b = (statistics.mean(row[name] for row in rows) for name in ("success", "rl", "sft"))
+            best = f"{max(b, 0) / (max(a, 0) + max(b, 0)):.2f}" if max(a, b) > 0 else "-"
+            lines.append(f"| {problem} | {step} | {success:.2f} | {a:+.2f} | {b:+.2f} | {best} |")
+    return "\n".join(lines)
+
+
+def _noise(rows: Sequence[tuple[float, list[float]]]) -> str:
+    ratios = [abs(statistics.mean(batches)) / (statistics.stdev(batches) or 1.0) for _, batches in rows]
+    agree = statistics.mean(float(value * large > 0) for large, batches in rows for value in batches)
+    return f"{statistics.median(ratios):.2f} / {agree:.2f}"
 
 
 def main() -> None:
@@ -144,7 +209,8 @@ def main() -> None:
                 with path.open("a") as file:
                     file.writelines(json.dumps(record) + "\n" for record in found)
                 print(f"{name}, seed {seed}: done", flush=True)
-    text = table([record for record in records if record["problem"] in arguments.problems])
+    chosen = [record for record in records if record["problem"] in arguments.problems]
+    text = f"{table(chosen)}\n\n{alignment(chosen)}"
     (arguments.out / "diagnosis.md").write_text(text + "\n")
     print(text)
 

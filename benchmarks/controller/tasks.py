@@ -97,13 +97,13 @@ class Sorting:
 class SmallGeneralPoints:
     """Two cards of 1 to 9 and a target of two digits -> a formula, judged by the recipe's own verifier.
 
-    The base saw formulas over the right cards; `share_solved` of them had the right value, the others that of any
-    formula of these cards.
+    The base saw sums of the right cards, whatever the target, and `share_solved` formulas with the right value: that
+    the other operators are worth a try is rarely found by chance.
     """
 
-    share_solved: float = 0.1
+    share_solved: float = 0.03
     pretraining_steps: int = 700
-    name: str = "general-points"
+    name: str = "general-points-sums"
     vocabulary: int = 15
     prompt_length: int = 4
     response_length: int = 4
@@ -136,8 +136,7 @@ class SmallGeneralPoints:
         rng = random.Random(int(torch.randint(1 << 30, (1,), generator=generator)))
         for row, (*cards, _, _) in enumerate(prompts.tolist()):
             if rng.random() >= self.share_solved:
-                other = rng.choice(_targets(tuple(sorted(cards))))
-                answers[row] = self._encoded(rng.choice(solver.formulas(cards, other)))
+                answers[row] = self._encoded(f"{cards[0]}+{cards[1]}")
         return torch.tensor(answers)
 
     def rewards(self, prompts: Tensor, responses: Tensor) -> Tensor:
@@ -220,6 +219,6 @@ PROBLEMS = {
         Problem("sparse", Sorting(5, 0.0), share_misleading=(0.1, 0.1), warm_up_steps=5),
         Problem("misleading", Sorting(4, 0.05), share_misleading=(0.6, 0.6), warm_up_steps=20),
         Problem("regime", Sorting(5, 0.0), share_misleading=(0.0, 1.0), warm_up_steps=5),
-        Problem("general_points", SmallGeneralPoints(), num_demonstrations=40, warm_up_steps=20),
+        Problem("general_points", SmallGeneralPoints(), warm_up_steps=5),
     )
 }

@@ -316,6 +316,9 @@ def train_step(runs: Sequence[Run], step: int, weights: Sequence[float] | None =
     on_rollouts = [run.method.rollout_loss or LossSpec("policy_gradient") for run in runs]
     rl = _gradients_of(runs, rollouts, on_rollouts)
 
+    for i in every:
+        if plans[i].rollout_utility:
+            utilities[i] = meta_signals(runs[i], -rl[i][0])
     for i, run in enumerate(runs):
         entropy = {name: part[i][1] for name, part in (("demonstration", sft), ("rollout", rl)) if i in part}
         measured = Measurements(entropy, utilities.get(i), run.learning_rate(step))
@@ -333,20 +336,22 @@ def train_step(runs: Sequence[Run], step: int, weights: Sequence[float] | None =
 
 
 def measure_utilities(runs: Sequence[Run], indices: Sequence[int], step: int) -> dict[int, dict[str, float]]:
-    """<grad U, tangent> and the two norms, as `AMFTTrainingWorker.validation_gradient`, for the runs of `indices`."""
+    """`meta_signals` on validation rollouts, for the runs of `indices`."""
     chosen = [runs[i] for i in indices]
     if not chosen:
         return {}
-    measured = {}
     utilities = utility_gradients(chosen, validation_rollouts(chosen, step))
-    for i, run, utility in zip(indices, chosen, utilities, strict=True):
-        tangent = run.tangent.parameters or [None]
-        dot, square, tangent_square = local_inner_products(
-            [([utility], tangent), ([utility], [utility]), (tangent, tangent)]
-        ).tolist()
-        run.tangent.finish_meta_update(run.config.controller.meta)
-        measured[i] = {"dot": dot, "utility_norm": square**0.5, "tangent_norm": tangent_square**0.5}
-    return measured
+    return {i: meta_signals(run, utility) for i, run, utility in zip(indices, chosen, utilities, strict=True)}
+
+
+def meta_signals(run: Run, utility: Tensor) -> dict[str, float]:
+    """<grad U, tangent> and the two norms: a meta-update, as `AMFTTrainingWorker` makes it."""
+    tangent = run.tangent.parameters or [None]
+    dot, square, tangent_square = local_inner_products(
+        [([utility], tangent), ([utility], [utility]), (tangent, tangent)]
+    ).tolist()
+    run.tangent.finish_meta_update(run.config.controller.meta)
+    return {"dot": dot, "utility_norm": square**0.5, "tangent_norm": tangent_square**0.5}
 
 
 def _gradients_of(

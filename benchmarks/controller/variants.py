@@ -13,11 +13,12 @@ from recipe.amft.config import AMFTConfig, from_mapping
 
 PRESETS = Path(__file__).parents[2] / "configs" / "method"
 FIXED_WEIGHTS = (0.0, 0.1, 0.3, 0.6, 0.95)
+UNSCALED_WEIGHTS = (0.3,)
 # 120 steps in place of the paper's 500: K = 5 keeps its 25 meta-updates a run. Twice a training batch of rollouts.
 SCALE = {"utility": {"every": 5, "num_prompts": 16, "rollouts_per_prompt": 8}}
 
 
-def fixed(weight: float, scale: str = "equal_norm") -> str:
+def fixed(weight: float, scale: str = "capped") -> str:
     return f"fixed_mu,method.weight={weight},mixture.scale={scale}"
 
 
@@ -28,13 +29,17 @@ def scheduled(shape: str, num_steps: int = 120) -> str:
 
 SUITES: dict[str, dict[str, str]] = {
     "constants": {f"mu = {weight}": fixed(weight) for weight in FIXED_WEIGHTS}
-    | {f"mu = {weight}, no scaling": fixed(weight, "none") for weight in (0.02, 0.1)},
+    | {f"mu = {weight}, no scaling": fixed(weight, "none") for weight in UNSCALED_WEIGHTS},
     "amft": {
         "AMFT": "amft",
         "AMFT, no meta-gradient": "amft_no_meta",
         "AMFT, no entropy": "amft_no_entropy",
         "AMFT, no warm-up": "amft_no_warmup",
         "AMFT as printed": "amft_literal",
+    },
+    "parts": {
+        "AMFT, validation only": "amft,utility.source=validation",
+        "AMFT, rollouts only": "amft,utility.source=rollouts",
     },
     "heuristics": {
         "linear schedule": scheduled("linear"),

@@ -61,14 +61,21 @@ class DemonstrationConfig:
 
 @dataclass(frozen=True)
 class UtilityConfig:
-    """The validation rollouts that U(theta) is estimated on (Eq. 4, Algorithm 2 line 24)."""
+    """The rollouts that U(theta) is estimated on (Eq. 4, Algorithm 2 line 24).
 
+    validation: rollouts of prompts that are kept for it, in every K-th step. rollouts: those that the step generates to
+    learn from, before it does, in every step and for free; they know nothing of the updates so far unless a prompt
+    comes again. both: validation in every K-th step, rollouts in the others.
+    """
+
+    source: str = "both"
     files: tuple[str, ...] = ()  # parquet files; must share no prompt with training or evaluation
     num_prompts: int = 128
     rollouts_per_prompt: int = 8  # at least 2: the baseline is the mean of the others
     every: int = 20  # K (AMFT Table 7)
 
     def __post_init__(self) -> None:
+        require_choice("utility.source", self.source, ("both", "validation", "rollouts"))
         require_at_least("utility.every", self.every, 1, "K counts training steps between two meta-updates")
         require_at_least("utility.num_prompts", self.num_prompts, 1, "the meta-gradient needs validation prompts")
         require_at_least(

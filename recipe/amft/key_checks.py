@@ -75,8 +75,8 @@ READERS: tuple[Reader, ...] = (
     of_method("controller", "method=amft"),
     of_method("mixture", "a method that mixes two gradients, such as method=fixed_mu"),
     Reader(
-        under("amft.controller.meta", "inner", "horizon", "trace_decay", "scale", "rms_decay", "average_decay"),
-        lambda run: run.needs.utility,
+        under("amft.controller.meta", "inner", "horizon", "trace_decay", "scale", "rms_decay"),
+        lambda run: run.needs.utility or run.needs.rollout_utility,
         "amft.controller.meta.learning_rate above 0",
     ),
     Reader(
@@ -85,7 +85,7 @@ READERS: tuple[Reader, ...] = (
         "amft.controller.meta.horizon=trace",
     ),
     Reader(
-        ("amft.controller.meta.rms_decay", "amft.controller.meta.average_decay"),
+        ("amft.controller.meta.rms_decay",),
         lambda run: run.settings.controller.meta.scale == "rms",
         "amft.controller.meta.scale=rms",
     ),
@@ -95,7 +95,7 @@ READERS: tuple[Reader, ...] = (
         "amft.controller.entropy.learning_rate above 0",
     ),
     Reader(
-        ("amft.mixture.decay",), lambda run: run.settings.mixture.scale == "equal_norm", "amft.mixture.scale=equal_norm"
+        ("amft.mixture.decay",), lambda run: run.settings.mixture.scale != "none", "amft.mixture.scale=capped"
     ),
     Reader(
         ("amft.warm_up.learning_rate",),
@@ -123,9 +123,14 @@ READERS: tuple[Reader, ...] = (
         "amft.warm_up.steps of at least 1, or a method that learns demonstrations",
     ),
     Reader(
-        ("amft.utility",),
-        lambda run: run.needs.utility,
+        ("amft.utility.source",),
+        lambda run: run.needs.utility or run.needs.rollout_utility,
         "method=amft with amft.controller.meta.learning_rate above 0",
+    ),
+    Reader(
+        under("amft.utility", "files", "num_prompts", "rollouts_per_prompt", "every"),
+        lambda run: run.needs.utility,
+        "method=amft with amft.controller.meta.learning_rate above 0 and amft.utility.source other than rollouts",
     ),
     Reader(
         under(ROLLOUT, "n", "temperature", "top_p", "top_k"),

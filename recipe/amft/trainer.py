@@ -29,7 +29,7 @@ from recipe.amft.run_state import STATE_FILE, RunState, read_state, state_text
 from recipe.amft.stages import Stages
 from recipe.amft.step_data import StepData, StepDataTrainer, WeightedDemonstrations
 from recipe.amft.step_metrics import grader_warning, mean_metrics, metrics_of, validation_metrics
-from recipe.amft.worker import BATCH_ENTROPY, AMFTWorker, MixturePlan
+from recipe.amft.worker import BATCH_ENTROPY, MEASURES_UTILITY, AMFTWorker, MixturePlan
 from verl_ext.prompts import add_field
 from verl_ext.trainer import write_atomically
 from verl_ext.watchdog import Watchdog
@@ -239,8 +239,11 @@ class AMFTTrainer(StepDataTrainer):
                 if data.in_pairs:
                     demonstrations = self.weigh_pairs(demonstrations)
                 sft = self.backward_demonstrations(demonstrations) if demonstrations else {}
-                rl = self.backward_rollouts(rollouts, data) if rollouts is not None else {}
+                measures = plan.rollout_utility and combination is None
+                rl = self.backward_rollouts(rollouts, data, measures) if rollouts is not None else {}
                 if combination is None:
+                    if measures and rl:
+                        utility = {name: rl.pop(f"rl/{name}") for name in ("dot", "utility_norm", "tangent_norm")}
                     combination, method_metrics = self.combine(step, data, sft, utility)
                 mixture = self.mixture_plan(combination, sft, rl, plan, index, len(mini_batches))
                 updates.append(sft | rl | self.apply_mixture(mixture))
@@ -272,9 +275,11 @@ class AMFTTrainer(StepDataTrainer):
         measured = metrics_of(self.actor_rollout_wg.backward_demonstrations(self.to_batch(rows)))
         return {f"sft/{name}": value for name, value in measured.items()}
 
-    def backward_rollouts(self, batch: KVBatchMeta, data: StepData) -> dict[str, float]:
+    def backward_rollouts(self, batch: KVBatchMeta, data: StepData, measures_utility: bool) -> dict[str, float]:
         """Set the gradient of L_RL on a mini-batch of `data` aside in the workers."""
         num_sequences = data.num_sequences["rollout"] / self.num_mini_batches
+        if measures_utility:
+            batch.extra_info[MEASURES_UTILITY] = True
         batch.extra_info.update(self.loss_inputs(num_sequences=num_sequences))
         loss = self.method.rollout_loss
         if loss is not None:

@@ -31,6 +31,7 @@ from recipe.amft.algorithm.token_losses import LossSpec, Tokens
 from verl_ext.gradient_worker import GradientWorker, Shards, local_shard
 
 MAIN_OPTIMIZER = "main"
+MEASURES_UTILITY = "measures_utility"  # key of a batch: the meta-gradient is made of its rollouts
 BATCH_ENTROPY = "batch_entropy"  # key of a batch: the policy's mean entropy over all of its learned tokens
 
 
@@ -157,10 +158,13 @@ class AMFTTrainingWorker(GradientWorker):
     def backward_rollouts(self, data: TensorDict) -> dict[str, float]:
         """Gradient of L_RL at theta_t (verl's own policy loss, or the method's token loss); metrics, norm, cosine.
 
-        A loss that needs the batch's entropy reads it from the batch: the pass for old log-probabilities has it.
+        A loss that needs the batch's entropy reads it from the batch: the pass for old log-probabilities has it. One
+        that MEASURES_UTILITY also gives dot, utility_norm and tangent_norm, as `validation_gradient` does.
         """
         spec = self.rollout_spec
         self.rl_gradient, metrics = self.backward(data, self.loss_of(spec) if spec else self.loss_fn)
+        if tu.get_non_tensor_data(data, MEASURES_UTILITY, False):
+            metrics = metrics | self._meta_gradient(self.rl_gradient)
         rl, sft = self.rl_gradient, self.sft_gradient
         if sft is None:
             (square,) = self._inner_products((rl, rl))
@@ -225,17 +229,16 @@ class AMFTTrainingWorker(GradientWorker):
         product and the tangent's norm are 0.
         """
         utility, metrics = self.backward(data, utility_loss)
-        tangent = self.tangent.parameters + [None] * (len(utility) - len(self.tangent.parameters))
+        return {**self._meta_gradient(utility), "loss": metrics["loss"]}
+
+    def _meta_gradient(self, gradient: Shards) -> dict[str, float]:
+        """<-gradient, tangent> and the two norms: a meta-update."""
+        tangent = self.tangent.parameters + [None] * (len(gradient) - len(self.tangent.parameters))
         product, utility_square, tangent_square = self._inner_products(
-            (utility, tangent), (utility, utility), (tangent, tangent)
+            (gradient, tangent), (gradient, gradient), (tangent, tangent)
         )
         self.tangent.finish_meta_update(self.meta)
-        return {
-            "dot": -product,
-            "utility_norm": utility_square**0.5,
-            "tangent_norm": tangent_square**0.5,
-            "loss": metrics["loss"],
-        }
+        return {"dot": -product, "utility_norm": utility_square**0.5, "tangent_norm": tangent_square**0.5}
 
     def forget(self) -> None:
         """Everything that a run adds to weights and main optimiser, as before its first step."""

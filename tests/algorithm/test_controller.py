@@ -20,6 +20,9 @@ from recipe.amft.algorithm.meta_gradient import MetaGradientState, meta_gradient
 
 def config(eta_mu: float = 0.1, eta_entropy: float = 0.01, sign: str = "equation") -> ControllerConfig:
     return ControllerConfig(
+        mu_min=0.05,
+        mu_max=0.95,
+        space="linear",
         meta=MetaControllerConfig(learning_rate=eta_mu, scale="rms"),
         entropy=EntropyConfig(learning_rate=eta_entropy, sign=sign, target=2.0),
     )
@@ -44,6 +47,27 @@ def test_clip_holds_mu_in_its_range(meta_signal: float, bound: float) -> None:
     state, terms = update(initial_state(settings), Signals(meta_gradient=meta_signal), settings)
     assert state.mu == bound
     assert terms["clip_active"] == 1.0
+
+
+@pytest.mark.parametrize(("mu", "slope"), [(0.5, 1.0), (0.1, 0.36), (0.9, 0.36)])
+def test_a_small_step_in_logit_space_is_scaled_by_the_slope(mu: float, slope: float) -> None:
+    """d mu / d (logit / 4) = 4 mu (1 - mu), for the sum of both terms."""
+    settings = dataclasses.replace(config(eta_mu=1e-6, eta_entropy=1e-6), space="logit")
+    before = ControllerState(mu=mu, target_entropy=2.0)
+    state, terms = update(before, Signals(entropy=5.0, meta_gradient=0.7), settings)
+    assert terms["meta"] + terms["entropy"] == pytest.approx(-2.3e-6)
+    assert state.mu - mu == pytest.approx(-2.3e-6 * slope, rel=1e-4)
+
+
+def test_steps_in_logit_space_add_up_and_stop_at_the_range() -> None:
+    """Two steps that contradict each other lead back; one of any length leaves mu on the bound."""
+    settings = dataclasses.replace(config(), space="logit")
+    state = initial_state(settings)
+    for signal in (-2.0, 2.0):
+        state, _ = update(state, Signals(meta_gradient=signal), settings)
+    assert state.mu == pytest.approx(0.5, abs=1e-15)
+    for signal, bound in ((1e6, 0.95), (-1e6, 0.05)):
+        assert update(state, Signals(meta_gradient=signal), settings)[0].mu == bound
 
 
 def test_mu_is_constant_when_both_rates_are_zero() -> None:
@@ -115,6 +139,10 @@ def test_configuration_errors_name_the_values() -> None:
         ControllerConfig(mu_max=0.4)
     with pytest.raises(ValueError, match=r"mu_max=1\.2"):
         ControllerConfig(mu_max=1.2)
+    with pytest.raises(ValueError, match=r"space='logit' with mu_min=0\.0.*space=linear"):
+        ControllerConfig(space="logit", mu_min=0.0)
+    with pytest.raises(ValueError, match=r"controller\.space='log'.*linear, logit"):
+        ControllerConfig(space="log")
     with pytest.raises(ValueError, match=r"controller\.entropy\.sign='both'.*equation, prose"):
         EntropyConfig(sign="both")
     with pytest.raises(ValueError, match=r"controller\.entropy\.source='base'.*demonstration, rollout"):
@@ -145,23 +173,13 @@ def test_rms_starts_at_one_and_is_a_bias_corrected_mean() -> None:
     assert state.num_updates == 2
 
 
-def test_averaged_signals_that_contradict_each_other_cancel() -> None:
-    """With average_decay a constant dot still gives +-1, and alternating signs give next to nothing."""
-    settings = MetaControllerConfig(scale="rms", average_decay=0.9)
-    steady = alternating = MetaGradientState()
-    for index in range(30):
-        constant, steady = meta_gradient(-5.0, 1.0, 1.0, 1.0, settings, steady)
-        mixed, alternating = meta_gradient((-1.0) ** index, 1.0, 1.0, 1.0, settings, alternating)
-    assert constant == pytest.approx(-1.0, rel=1e-12)
-    assert abs(mixed) < 0.06
-
-
-def test_the_average_is_corrected_for_its_start() -> None:
-    """After dots 2 and -4 with both decays known, the value is the ratio of the bias-corrected means."""
-    settings = MetaControllerConfig(scale="rms", rms_decay=0.9, average_decay=0.5)
-    _, state = meta_gradient(2.0, 1.0, 1.0, 1.0, settings, MetaGradientState())
-    value, _ = meta_gradient(-4.0, 1.0, 1.0, 1.0, settings, state)
-    assert value == pytest.approx((0.5 * 2 - 4) / 1.5 / math.sqrt((0.9 * 4 + 16) / 1.9), rel=1e-14)
+def test_rms_does_not_depend_on_the_unit_of_the_utility() -> None:
+    """Signals of two kinds of rollouts, whose gradients have other lengths, share one running mean."""
+    settings = MetaControllerConfig(scale="rms", rms_decay=0.9)
+    _, one = meta_gradient(2.0, 1.0, 1.0, 1.0, settings, MetaGradientState())
+    _, other = meta_gradient(2000.0, 1000.0, 1.0, 1.0, settings, MetaGradientState())
+    assert one == other
+    assert meta_gradient(-4.0, 1.0, 1.0, 1.0, settings, one) == meta_gradient(-4e-3, 1e-3, 1.0, 1.0, settings, one)
 
 
 @pytest.mark.parametrize("scale", ["literal", "no_lr", "cosine", "rms"])

@@ -152,6 +152,22 @@ def test_equal_norm_scales_by_hand() -> None:
     assert rl_scale == pytest.approx(5 / (14 / 3), rel=1e-15)
 
 
+def test_capped_shortens_imitation_and_never_stretches_it() -> None:
+    """As equal_norm while the SFT gradient is the longer one in the mean; Eq. 3 as printed once it is the shorter."""
+    config = MixtureConfig(scale="capped", decay=0.5)
+    state, *scales = update_scales(MixtureState(), 8.0, 2.0, config)
+    assert scales == [5 / 8, 5 / 2]
+    state, *scales = update_scales(state, 1.0, 8.0, config)  # running means 10/3 and 18/3
+    assert scales == [1.0, 1.0]
+    assert state == MixtureState(sft_norm=2.5, rl_norm=4.5, num_updates=2)
+
+
+def test_capped_leaves_imitation_alone_while_there_is_no_reward() -> None:
+    """A vanishing RL gradient must not switch imitation off."""
+    _, sft_scale, rl_scale = update_scales(MixtureState(), 8.0, 0.0, MixtureConfig(scale="capped"))
+    assert (sft_scale, rl_scale) == (0.5, 1.0)
+
+
 def test_scale_none_leaves_gradients_alone() -> None:
     """Eq. 3 as printed: both scales are 1 whatever the norms."""
     assert update_scales(MixtureState(), 8.0, 2.0, MixtureConfig(scale="none")) == (MixtureState(), 1.0, 1.0)
@@ -198,7 +214,7 @@ def test_inner_products_of_missing_and_empty_tensors_are_zero() -> None:
 
 def test_configuration_errors_name_value_and_choices() -> None:
     """A wrong key says what was received and what is allowed."""
-    with pytest.raises(ValueError, match=r"mixture\.scale='equal'.*none, equal_norm"):
+    with pytest.raises(ValueError, match=r"mixture\.scale='equal'.*none, equal_norm, capped"):
         MixtureConfig(scale="equal")
     with pytest.raises(ValueError, match=r"mixture\.decay=1\.0 .*\[0\.0, 1\.0\)"):
         MixtureConfig(decay=1.0)

@@ -114,16 +114,19 @@ def test_the_optimiser_is_adamw() -> None:
     torch.testing.assert_close(run.parameters, reference.detach(), rtol=1e-9, atol=1e-9)
 
 
-def test_meta_updates_move_mu() -> None:
-    """Every K steps after the first the controller gets a signal, and mu leaves its start."""
-    config = config_of("amft,utility.every=2,controller.entropy.learning_rate=0", SHORT)
+@pytest.mark.parametrize(
+    ("source", "meta_steps"), [("validation", [2, 4]), ("rollouts", [1, 2, 3, 4, 5]), ("both", [1, 2, 3, 4, 5])]
+)
+def test_meta_updates_move_mu(source: str, meta_steps: list[int]) -> None:
+    """Every K steps, or in every step on its rollouts, the controller gets a signal, and mu leaves its start."""
+    config = config_of(f"amft,utility.every=2,utility.source={source},controller.entropy.learning_rate=0", SHORT)
     easy = dataclasses.replace(SHORT, world=Sorting(1, 0.0))  # a digit in order is itself: some samples are right
     record = train([Run(easy, config, 0, untrained(easy))])[0]
     signals = record["steps"]["meta/dot"]
-    assert [index for index, signal in enumerate(signals) if signal is not None] == [2, 4]
-    weights = record["steps"]["controller/mu"]
-    assert weights[1] == 0.5
-    assert weights[2] != 0.5
+    assert [index for index, signal in enumerate(signals) if signal is not None] == meta_steps
+    weights, first = record["steps"]["controller/mu"], meta_steps[0]
+    assert weights[first - 1] == 0.5
+    assert weights[first] != 0.5
 
 
 def test_advantages_are_those_of_grpo() -> None:
@@ -194,5 +197,8 @@ def test_diagnosis_compares_estimators_with_finite_differences(monkeypatch: pyte
         records[1]["estimators"][f"sgd, {kind}"]["large"] for kind in ("one step (Eq. 25)", "trace 0.98")
     )
     assert forgetful != keeping
-    lines = diagnose.table(records).splitlines()
-    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:-2]] == list(diagnose.ESTIMATORS)
+    assert len(diagnose.alignment(records).splitlines()) == 2 + len(records)
+    agreement, noise, _ = diagnose.table(records).split("\n\n")
+    for part in (agreement, noise):
+        lines = part.splitlines()[2:]
+        assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == list(diagnose.ESTIMATORS)

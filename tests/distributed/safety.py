@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from steps import MESHES, META, PLAN, Results, backward, meta_update, ready_worker, step
+from verl.utils import tensordict_utils as tu
 from workers import Snapshot, append_padding_row, make_worker, mixed_gradient, share, tangent, weights
 
 from recipe.amft.algorithm.meta_gradient import MetaConfig
 from recipe.amft.algorithm.token_losses import LossSpec
-from recipe.amft.worker import AMFTTrainingWorker, MixturePlan
+from recipe.amft.worker import MEASURES_UTILITY, AMFTTrainingWorker, MixturePlan
 
 
 def safety(model: Path, world_size: int) -> Results:
@@ -19,7 +20,15 @@ def safety(model: Path, world_size: int) -> Results:
     step(worker, 12)
     start = Snapshot(worker)
     results = {}
-    for scenario in (_meta_update_between, _not_finite, _state_files, _padding_rows, _missing_gradients):
+    scenarios = (
+        _meta_update_between,
+        _rollout_utility,
+        _not_finite,
+        _state_files,
+        _padding_rows,
+        _missing_gradients,
+    )
+    for scenario in scenarios:
         results[scenario.__name__.removeprefix("_")] = scenario(worker, model.parent)
         start.restore(worker)
     return results
@@ -35,6 +44,22 @@ def _meta_update_between(worker: AMFTTrainingWorker, folder: Path) -> Results:
     before.restore(worker)
     without_meta = worker.apply_mixture(PLAN), weights(worker)
     return {"same": before.same(after), "measured": measured, "with_meta": with_meta, "without_meta": without_meta}
+
+
+def _rollout_utility(worker: AMFTTrainingWorker, folder: Path) -> Results:
+    """The meta-gradient on the step's own rollouts, and the gathered vectors that it is made of."""
+    measured = backward(worker, 0)
+    plain, before = mixed_gradient(worker, PLAN), tangent(worker)
+    rollouts = share(worker, "rollouts", 0)
+    tu.assign_non_tensor(rollouts, **{MEASURES_UTILITY: True})
+    meta = worker.backward_rollouts(rollouts)
+    return {
+        "rl": measured["rl"],
+        "meta": meta,
+        "same": torch.equal(plain, mixed_gradient(worker, PLAN)) and torch.equal(before, tangent(worker)),
+        "gradient": mixed_gradient(worker, MixturePlan(weight=0.0)),
+        "tangent": before,
+    }
 
 
 def _not_finite(worker: AMFTTrainingWorker, folder: Path) -> Results:

@@ -69,6 +69,19 @@ def test_the_tangent_survives_its_file(ranks_of, world_size):
 
 
 @on_sharded_and_hybrid_meshes
+def test_a_steps_own_rollouts_measure_the_utility(ranks_of, world_size):
+    """-<g_RL, d theta / d mu> over all shards, only where it is asked for; the step is not changed by it."""
+    for rank in safety(ranks_of, world_size, "rollout_utility"):
+        gradient, tangent, meta = rank["gradient"], rank["tangent"], rank["meta"]
+        assert rank["same"]
+        assert not {"dot", "utility_norm", "tangent_norm"} & set(rank["rl"])
+        assert meta["dot"] == pytest.approx(-float(gradient @ tangent), rel=1e-6)
+        assert meta["utility_norm"] == pytest.approx(meta["norm"], rel=1e-12)
+        assert meta["tangent_norm"] == pytest.approx(float(tangent.norm()), rel=1e-6)
+        assert abs(meta["dot"]) > 1e-6 * meta["utility_norm"] * meta["tangent_norm"]
+
+
+@on_sharded_and_hybrid_meshes
 def test_padding_rows_change_nothing(ranks_of, world_size):
     """No-op rows of the trainer (empty response mask) leave losses, norms, weights and the meta-gradient alone."""
     case = safety(ranks_of, world_size, "padding_rows")[0]

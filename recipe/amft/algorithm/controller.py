@@ -11,13 +11,14 @@ from .meta_gradient import MetaConfig, MetaGradientState
 
 ENTROPY_SIGNS = ("equation", "prose")
 ENTROPY_SOURCES = ("demonstration", "rollout")
+SPACES = ("linear", "logit")
 
 
 @dataclass(frozen=True)
 class MetaControllerConfig(MetaConfig):
     """The long-term signal: how it is computed (MetaConfig) and how far it moves mu."""
 
-    learning_rate: float = 0.05  # eta_mu; the typical step in mu with scale=rms (the paper has 1e-4 with scale=literal)
+    learning_rate: float = 0.06  # eta_mu; the typical step in mu with scale=rms (the paper has 1e-4 with scale=literal)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,12 +47,19 @@ class ControllerConfig:
     """Range and start of the weight mu of the SFT loss, and the two signals that move it (Eq. 6)."""
 
     mu_init: float = 0.5
-    mu_min: float = 0.05
-    mu_max: float = 0.95
+    mu_min: float = 0.01
+    mu_max: float = 0.99
+    space: str = "logit"  # linear: Eq. 6; logit: the same step in logit(mu) / 4, which is as long at mu = 0.5
     meta: MetaControllerConfig = field(default_factory=MetaControllerConfig)
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
 
     def __post_init__(self) -> None:
+        require_choice("controller.space", self.space, SPACES)
+        if self.space == "logit" and not 0 < self.mu_min <= self.mu_max < 1:
+            raise ValueError(
+                f"controller.space='logit' with mu_min={self.mu_min!r}, mu_max={self.mu_max!r}: 0 and 1 have no logit; "
+                "choose a range inside (0, 1), or controller.space=linear."
+            )
         if not 0 <= self.mu_min <= self.mu_init <= self.mu_max <= 1:
             raise ValueError(
                 f"controller.mu_min={self.mu_min!r}, mu_init={self.mu_init!r}, mu_max={self.mu_max!r} are no range; "
@@ -96,18 +104,27 @@ def update(
 ) -> tuple[ControllerState, dict[str, float]]:
     """mu <- clip(mu + eta_mu g_mu + eta_H (H* - H), mu_min, mu_max) (Eq. 6), the entropy term negated for sign=prose.
 
-    Returns the new state and {"meta", "entropy"}: the two terms added, in units of mu, and "clip_active": 1.0 when the
-    clip changed mu. A signal that is None or not finite adds 0 (the caller counts the latter). ValueError when there is
+    With space=logit the same sum moves logit(mu) / 4: at mu = 0.5 it is as long, and 4 mu (1 - mu) times as long
+    elsewhere, so that a noisy signal does not throw mu back from either end of its range.
+    Returns the new state and {"meta", "entropy"}: the two terms added, in units of mu (at 0.5), and "clip_active": 1.0
+    when the clip changed mu. A signal that is None or not finite adds 0 (the caller counts the latter). ValueError when there is
     an entropy to compare and no target.
     """
     meta_term = config.meta.learning_rate * _finite_or_zero(signals.meta_gradient)
     entropy_term = config.entropy.learning_rate * _entropy_gap(state, signals, config)
-    proposed = state.mu + meta_term + entropy_term
+    proposed = _moved(state.mu, meta_term + entropy_term, config.space)
     mu = min(max(proposed, config.mu_min), config.mu_max)
     new_state = dataclasses.replace(
         state, mu=mu, num_meta_updates=state.num_meta_updates + (signals.meta_gradient is not None)
     )
     return new_state, {"meta": meta_term, "entropy": entropy_term, "clip_active": float(mu != proposed)}
+
+
+def _moved(mu: float, step: float, space: str) -> float:
+    if space == "linear" or step == 0:
+        return mu + step
+    logit = math.log(mu / (1 - mu)) + 4 * step
+    return 0.5 * (1 + math.tanh(0.5 * logit))
 
 
 def _entropy_gap(state: ControllerState, signals: Signals, config: ControllerConfig) -> float:

@@ -37,12 +37,9 @@ class MetaConfig:
 
     inner: str = "adamw"  # sgd: plain, Eq. 24; clipped: SGD on the clipped gradient; adamw: the actual optimiser
     horizon: str = "trace"  # one: the last step (Eq. 23); window: all since the last meta-update; trace: all, decayed
-    trace_decay: float = 0.98  # of the tangent per training step, in [0, 1)
+    trace_decay: float = 0.9  # of the tangent per training step, in [0, 1)
     scale: str = "rms"  # literal: Eq. 25; no_lr: divided by lr; cosine: by both norms; rms: by its running RMS
-    rms_decay: float = 0.9  # of the running mean square per meta-update, in [0, 1)
-    average_decay: float = (
-        0.0  # of the running mean that scale=rms divides, per meta-update, in [0, 1); 0: the last dot
-    )
+    rms_decay: float = 0.95  # of the running mean square per meta-update, in [0, 1)
 
     def __post_init__(self) -> None:
         require_choice("controller.meta.inner", self.inner, INNER_UPDATES)
@@ -50,7 +47,6 @@ class MetaConfig:
         require_choice("controller.meta.scale", self.scale, META_SCALES)
         require_range("controller.meta.trace_decay", self.trace_decay, 0.0, 1.0, high_included=False)
         require_range("controller.meta.rms_decay", self.rms_decay, 0.0, 1.0, high_included=False)
-        require_range("controller.meta.average_decay", self.average_decay, 0.0, 1.0, high_included=False)
 
 
 # --- The inner update, differentiated ---------------------------------------------------------------------------------
@@ -245,11 +241,10 @@ def _moments_of(moments: Sequence[tuple[Tensor, Tensor] | None] | None, index: i
 
 @dataclass(frozen=True)
 class MetaGradientState:
-    """Running means of dot**2 and dot for scale=rms, before the correction of their bias towards the initial 0."""
+    """Running mean of (dot / |grad U|)**2 for scale=rms, before the correction of its bias towards the initial 0."""
 
     mean_square: float = 0.0
     num_updates: int = 0
-    mean: float = 0.0
 
 
 def meta_gradient(
@@ -264,9 +259,8 @@ def meta_gradient(
 
     grad U is the ASCENT direction: minus the gradient of losses.policy_gradient_loss. By `config.scale`:
     literal  dot: Eq. 25, for the tangent of Eq. 24;  no_lr  dot / lr;  cosine  dot / (|grad U| |dtheta/dmu|)
-    rms      dot over its running root mean square, this dot included: first +-1, never beyond +-1 / sqrt(1 - rms_decay)
-             with `average_decay` the running mean of the dots takes the place of the last one (what Adam does), so that
-             signs that contradict each other cancel: the step is as long as the signal is consistent
+    rms      dot / |grad U| over its running root mean square, this one included: first +-1, never beyond
+             +-1 / sqrt(1 - rms_decay). Independent of the unit of U, of the learning rate and of the model's size.
     A denominator of 0 gives 0. A dot that is not finite gives 0 and leaves the state alone; the caller counts it.
     """
     if not math.isfinite(dot):
@@ -277,12 +271,11 @@ def meta_gradient(
         return _ratio(dot, lr), state
     if config.scale == "cosine":
         return _ratio(dot, utility_norm * tangent_norm), state
+    dot = _ratio(dot, utility_norm)
     decay, num_updates = config.rms_decay, state.num_updates + 1
     mean_square = decay * state.mean_square + (1 - decay) * dot * dot
-    mean = config.average_decay * state.mean + (1 - config.average_decay) * dot
     root = math.sqrt(mean_square / (1 - decay**num_updates))
-    value = _ratio(mean / (1 - config.average_decay**num_updates), root)
-    return value, MetaGradientState(mean_square, num_updates, mean)
+    return _ratio(dot, root), MetaGradientState(mean_square, num_updates)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

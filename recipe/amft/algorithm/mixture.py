@@ -15,14 +15,16 @@ from .checks import require_choice, require_range
 
 Gradients = list[Tensor | None]
 
-MIXTURE_SCALES = ("none", "equal_norm")
+MIXTURE_SCALES = ("none", "equal_norm", "capped")
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
     """How the two gradients are scaled before they are mixed."""
 
-    scale: str = "equal_norm"  # none: Eq. 3 as printed; equal_norm: both at the mean of their running norms
+    # none: Eq. 3 as printed; equal_norm: both at the mean of their running norms; capped: so while the SFT gradient is
+    # the longer one, otherwise none: what is learned by heart fades.
+    scale: str = "capped"
     decay: float = 0.9  # of the running norms, per update, in [0, 1)
 
     def __post_init__(self) -> None:
@@ -44,8 +46,8 @@ def update_scales(
 ) -> tuple[MixtureState, float, float]:
     """Scales (s_S, s_R) of the two gradients: s_X = (n_S + n_R) / (2 n_X), n_X the bias-corrected running norm.
 
-    A gradient whose running norm is 0 gets scale 1. When either norm is not finite the optimiser will skip the step, so
-    neither enters the running means. The scales do not depend on mu.
+    With `capped` both are 1 where n_S <= n_R. A gradient whose running norm is 0 gets scale 1. When either norm is not
+    finite the optimiser will skip the step, so neither enters the running means. The scales do not depend on mu.
     """
     if config.scale == "none":
         return state, 1.0, 1.0
@@ -55,6 +57,8 @@ def update_scales(
             rl_norm=config.decay * state.rl_norm + (1 - config.decay) * rl_norm,
             num_updates=state.num_updates + 1,
         )
+    if config.scale == "capped" and state.sft_norm <= state.rl_norm:
+        return state, 1.0, 1.0
     # Both running means carry the same bias, 1 - decay**num_updates: it cancels in the ratio.
     mean = 0.5 * (state.sft_norm + state.rl_norm)
     return state, _ratio(mean, state.sft_norm), _ratio(mean, state.rl_norm)

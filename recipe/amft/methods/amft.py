@@ -17,10 +17,12 @@ class AMFT(Method):
     reads = ("controller", "mixture")
 
     def plan(self, step: int, state: Any) -> StepPlan:
-        """A meta-update every K steps, from the first step that has a step before it."""
-        learns = self.config.controller.meta.learning_rate > 0
+        """A meta-update every K steps on validation rollouts, in the others on their own, once there is a tangent."""
+        learns, settings = self.config.controller.meta.learning_rate > 0, self.config.utility
+        validates = settings.source != "rollouts" and step % settings.every == 0
         return StepPlan(
-            utility=learns and step > 0 and step % self.config.utility.every == 0,
+            utility=learns and step > 0 and validates,
+            rollout_utility=learns and step > 0 and settings.source != "validation" and not validates,
             track_tangent=learns and self._is_read_later(step),
         )
 
@@ -80,4 +82,6 @@ class AMFT(Method):
 
     def _is_read_later(self, step: int) -> bool:
         """With horizon "one" only the step right before a meta-update matters."""
-        return self.config.controller.meta.horizon != "one" or (step + 1) % self.config.utility.every == 0
+        settings = self.config.utility
+        is_before_one = settings.source != "validation" or (step + 1) % settings.every == 0
+        return self.config.controller.meta.horizon != "one" or is_before_one

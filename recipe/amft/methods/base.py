@@ -31,6 +31,7 @@ class StepPlan:
         paired: the demonstrations are those of the step's own prompts, and `choose` says which of them are learned;
             otherwise they are the next ones of their own stream.
         utility: generate for validation prompts too, and measure the meta-gradient before mu is decided.
+        rollout_utility: measure it on the step's own rollouts instead, with the gradient of L_RL.
         track_tangent: keep d theta / d mu of this step's update for a later meta-update.
         rehearsal: `choose` may ask for a further supervised update after the step's own.
         learns: make an update; a step that does not only collects rollouts (`Choice.collect`).
@@ -43,6 +44,7 @@ class StepPlan:
     demonstrations: bool = True
     paired: bool = False
     utility: bool = False
+    rollout_utility: bool = False
     track_tangent: bool = False
     rehearsal: bool = False
     learns: bool = True
@@ -114,7 +116,8 @@ class Measurements:
 
     Attributes:
         entropy: mean policy entropy by source ("demonstration", "rollout"), nats per token.
-        utility: dot, utility_norm and tangent_norm of the meta-gradient (`AMFTTrainingWorker.validation_gradient`).
+        utility: dot, utility_norm and tangent_norm of the meta-gradient (`AMFTTrainingWorker.validation_gradient`, or
+            `backward_rollouts` for a plan with `rollout_utility`).
         learning_rate: of the policy's next optimiser step.
         num_tokens: learned tokens of the whole step by source ("demonstration", "rollout").
         num_sequences: likewise.
