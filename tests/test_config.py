@@ -33,7 +33,7 @@ def test_defaults_survive_the_config_store():
         ({"utility": {"every": True}}, ["amft.utility.every=True", "int"]),
         ({"utility": {"every": 0}}, ["utility.every=0", "at least 1"]),
         ({"utility": {"rollouts_per_prompt": 1}}, ["rollouts_per_prompt=1", "at least 2", "baseline"]),
-        ({"controller": {"mu_init": 0.99}}, ["mu_init=0.99", "mu_min <= mu_init <= mu_max"]),
+        ({"controller": {"mu_init": 0.995}}, ["mu_init=0.995", "mu_min <= mu_init <= mu_max"]),
         ({"controller": {"entropy": {"sign": "plus"}}}, ["'plus'", "equation, prose"]),
         ({"demonstrations": {"loss": "stf"}}, ["'stf'", "sft"]),
         ({"method": {"weight": 1.5}}, ["method.weight=1.5", "[0, 1]"]),

@@ -107,8 +107,8 @@ def update(
     With space=logit the same sum moves logit(mu) / 4: at mu = 0.5 it is as long, and 4 mu (1 - mu) times as long
     elsewhere, so that a noisy signal does not throw mu back from either end of its range.
     Returns the new state and {"meta", "entropy"}: the two terms added, in units of mu (at 0.5), and "clip_active": 1.0
-    when the clip changed mu. A signal that is None or not finite adds 0 (the caller counts the latter). ValueError when there is
-    an entropy to compare and no target.
+    when the clip changed mu. A signal that is None or not finite adds 0 (the caller counts the latter). ValueError when
+    there is an entropy to compare and no target.
     """
     meta_term = config.meta.learning_rate * _finite_or_zero(signals.meta_gradient)
     entropy_term = config.entropy.learning_rate * _entropy_gap(state, signals, config)
