@@ -165,7 +165,7 @@ def plot(records: Records, out: Path) -> None:
         weight.set_xlabel("step after the warm-up")
     axes[0][0].set_ylabel("success on held-out prompts")
     axes[1][0].set_ylabel("mu")
-    axes[0][-1].legend(fontsize=6, loc="lower right")
+    axes[0][-1].legend(fontsize=7, loc="upper right", ncols=2)
     figure.tight_layout()
     figure.savefig(out / "runs.png", dpi=110)
     pyplot.close(figure)
