@@ -162,9 +162,9 @@ def table(records: Sequence[dict]) -> str:
         lines.append(f"| {name} | {' | '.join(signs)} | {' | '.join(correlations)} |")
         cells = [_noise([(row["large"], row["batches"][size]) for row in rows]) for size in sizes]
         noise.append(f"| {name} | {' | '.join(cells)} |")
-    cosine = statistics.mean(record["cosine_of_batches"] for record in records)
+    similarity = statistics.mean(record["cosine_of_batches"] for record in records)
     return "\n".join(
-        [*lines, "", *noise, "", f"Mean cosine of two validation gradients of the usual size: {cosine:.2f}."]
+        [*lines, "", *noise, "", f"Mean cosine of two validation gradients of the usual size: {similarity:.2f}."]
     )
 
 

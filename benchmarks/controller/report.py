@@ -112,7 +112,7 @@ def mu_table(records: Records) -> str:
 def _mean_mu(runs: Sequence[Mapping[str, Any]], start: float) -> str:
     values = []
     for run in runs:
-        mus = run["controller/mu"]
+        mus = run.get("controller/mu", [])  # a method that adds gradients up has none
         first = int(start * len(mus))
         values += [mu for mu in mus[first : first + len(mus) // 10] if mu is not None]
     return f"{statistics.mean(values):.2f}" if values else "-"
@@ -155,7 +155,7 @@ def plot(records: Records, out: Path) -> None:
             curves = [record["curve"] for record in runs]
             values = [statistics.mean(curve[i][1] for curve in curves) for i in range(len(curves[0]))]
             success.plot([point[0] for point in curves[0]], values, **style)
-            mus = [record["steps"]["controller/mu"] for record in runs]
+            mus = [record["steps"].get("controller/mu", [None]) for record in runs]
             if not name.startswith(CONSTANT) and not any(mu is None for run in mus for mu in run) and name != "SASR":
                 means = [statistics.mean(run[i] for run in mus) for i in range(len(mus[0]))]
                 weight.plot(means, label=name, color=success.lines[-1].get_color())
@@ -165,7 +165,7 @@ def plot(records: Records, out: Path) -> None:
         weight.set_xlabel("step after the warm-up")
     axes[0][0].set_ylabel("success on held-out prompts")
     axes[1][0].set_ylabel("mu")
-    axes[0][-1].legend(fontsize=6, loc="lower right")
+    axes[0][-1].legend(fontsize=7, loc="upper right", ncols=2)
     figure.tight_layout()
     figure.savefig(out / "runs.png", dpi=110)
     pyplot.close(figure)

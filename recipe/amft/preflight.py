@@ -200,8 +200,8 @@ def check_length(run: Run, method: Method, num_steps: int) -> None:
     if run.needs.utility and not union(method.plan(step, method.initial_state()) for step in range(num_steps)).utility:
         raise ValueError(
             f"amft.utility.every={run.settings.utility.every} in a run of {num_steps} training steps leaves no "
-            f"meta-update; choose amft.utility.every below {num_steps}, a longer run (trainer.total_training_steps), "
-            "or method=amft_no_meta, which has none."
+            f"meta-update on validation rollouts; choose amft.utility.every below {num_steps}, a longer run "
+            "(trainer.total_training_steps), amft.utility.source=rollouts, or method=amft_no_meta, which has none."
         )
 
 

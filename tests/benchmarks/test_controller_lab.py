@@ -154,13 +154,15 @@ def test_a_record_says_how_the_run_went(tmp_path: Path, monkeypatch: pytest.Monk
     """The record of a run holds its curve, its mu and its last success, and the tables are made from records alone."""
     monkeypatch.setitem(PROBLEMS, "few_clean", dataclasses.replace(SHORT, world=_without_pretraining(SHORT.world)))
     started = time.process_time()
-    seconds = measure("few_clean", [(fixed(0.3), 0), ("amft", 0)], tmp_path)
+    seconds = measure("few_clean", [(fixed(0.3), 0), ("amft", 0), ("srft", 0)], tmp_path)
     assert 0 < seconds <= time.process_time() - started
     record = json.loads(record_path(tmp_path, "few_clean", "amft", 0).read_text())
     assert [point[0] for point in record["curve"]] == [0, 6]
     assert len(record["steps"]["controller/mu"]) == 6
     constant = json.loads(record_path(tmp_path, "few_clean", fixed(0.3), 0).read_text())
-    records = {("few_clean", "mu = 0.3", 0): constant, ("few_clean", "AMFT", 0): record}
+    without_mu = json.loads(record_path(tmp_path, "few_clean", "srft", 0).read_text())
+    named = {"mu = 0.3": constant, "AMFT": record, "SRFT": without_mu}
+    records = {("few_clean", name, 0): record for name, record in named.items()}
     assert f"| AMFT | {record['final']:.3f} |" in report.write(records, tmp_path)
     assert (tmp_path / "runs.png").stat().st_size > 0
 
