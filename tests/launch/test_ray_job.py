@@ -31,7 +31,7 @@ def test_a_job_carries_overrides_and_exit_status(slurm, tmp_path):
     """A plan is printed and ends with 0; a refusal with the module's 1; an override with spaces arrives as one."""
     run_dir = tmp_path / "a run"
     good = f"'amft.run_dir={run_dir}' dry_run=true amft.model.options.pretraining.steps=0 trainer.logger=[tensorboard]"
-    bad = f"amft.run_dir={tmp_path / 'b'} data.train_batch_size=3"
+    bad = f"amft.run_dir={tmp_path / 'b'} data.train_batch_size=0"
     variables = {"PYTHON": sys.executable, "LOG": str(tmp_path / "ray.log"), "PYTHONPATH": str(REPOSITORY)}
     command = ["srun", "--nodes=1", "--cpus-per-task=4", "bash", "-c", SESSION, "session", good, bad]
     finished = subprocess.run(

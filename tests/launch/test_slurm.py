@@ -142,7 +142,7 @@ def test_a_lost_node_fails_clearly_and_the_same_command_goes_on(slurm, submit, u
 
 def test_a_refused_configuration_is_the_jobs_failure(slurm, submit, overrides, tmp_path):
     """The module's error is in the job's output and its exit status is the job's."""
-    number = submit(overrides("trainer.save_freq=0", "data.train_batch_size=3"))
+    number = submit(overrides("trainer.save_freq=0", "data.train_batch_size=0"))
     job = slurm.wait(number, 200)
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "1:0")
     assert "error: data.train_batch_size" in output(tmp_path, number)
