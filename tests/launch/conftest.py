@@ -102,6 +102,7 @@ class SlurmCluster:
 
     def start(self) -> None:
         self._write_files()
+        self._remove_bridge()  # of a session that was killed: the lock says that none is running
         self._network("link", "add", BRIDGE, "type", "bridge", "forward_delay", "0")
         self._network("addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
         self._network("link", "set", BRIDGE, "up")
@@ -127,6 +128,10 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        self._remove_bridge()
+
+    @staticmethod
+    def _remove_bridge() -> None:
         subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
 
     def _write_files(self) -> None:
