@@ -108,6 +108,7 @@ def test_an_experiment_leaves_a_method_its_own_numbers(method, rollouts, warm_up
     [
         ("method=lufy", ["method=lufy is unknown", "choose one of luffy, "]),
         ("sft_loss=dff", ["sft_loss=dff is unknown", "choose one of dft, "]),
+        ("scale=micro", ["scale=micro is unknown", "micro/general_points"]),
         ("+experiment=math", ["experiment=math is unknown", "choose one of math_amft"]),
     ],
 )
@@ -122,6 +123,7 @@ def test_an_unknown_name_of_a_group_lists_the_known_ones(argument, fragments):
 def test_known_names_and_other_keys_pass():
     """Neither a known name, nor none, nor a key of the tree, nor names of the user's own folder are refused."""
     check_names(["method=luffy", "sft_loss=null", "amft.method.name=lufy", "dry_run=true", "experiment="])
+    check_names(["scale=micro/general_points", "method=grpo"])
     check_names(["--config-dir=mine", "method=mine"])
 
 

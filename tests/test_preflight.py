@@ -105,6 +105,8 @@ REFUSED = [
     ),
     ({"amft.method.name": "sft", "amft.mixture.scale": "none"}, ["amft.mixture.scale='none'", "mixes two gradients"]),
     ({"amft.warm_up.steps": 0, "amft.warm_up.learning_rate": 1e-4}, ["learning_rate=0.0001", "default 0.001"]),
+    ({"amft.warm_up.steps": 0, "amft.warm_up.loss": "dft"}, ["warm_up.loss='dft'", "amft.warm_up.steps of at least 1"]),
+    ({"amft.warm_up.loss": "stf"}, ["warm_up.loss='stf'", "sft, dft"]),
     (
         {"amft.controller.meta.horizon": "one", "amft.controller.meta.trace_decay": 0.5},
         ["trace_decay=0.5", "horizon=trace"],

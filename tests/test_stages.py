@@ -1,4 +1,4 @@
-"""The best weights of a stage: what is kept of them, and that a checkpoint knows of every validation before it."""
+"""What the driver keeps from step to step: the best weights of a stage, its state, and the signal for the next mu."""
 
 import contextlib
 import json
@@ -10,10 +10,12 @@ import pytest
 
 from recipe.amft.algorithm.mixture import MixtureState
 from recipe.amft.config import from_mapping
-from recipe.amft.methods import Stage, make_method
+from recipe.amft.methods import Mix, Stage, StepPlan, make_method
 from recipe.amft.run_state import STATE_FILE, Best, RunState, read_state, state_text
 from recipe.amft.stages import BEST, Stages
+from recipe.amft.step_data import StepData
 from recipe.amft.trainer import AMFTTrainer
+from recipe.amft.worker import MU_NEXT, MU_NOW
 
 
 class Recorder:
@@ -100,7 +102,8 @@ def test_the_state_comes_back_from_a_checkpoint(tmp_path, best):
     """All of it, of the stage the name; and another method is refused by name."""
     method = make_method(from_mapping({"method": {"name": "amft"}}))
     known = method.after_warm_up(method.initial_state(), {"entropy": 0.25})
-    state = RunState(known, 0.125, MixtureState(1.5, 0.5, 7), Stage("later", from_best=True), best)
+    pending = [{"dot": 0.5, "utility_norm": 2.0, "tangent_norm": 0.25}]
+    state = RunState(known, 0.125, pending, MixtureState(1.5, 0.5, 7), Stage("later", from_best=True), best)
     (tmp_path / STATE_FILE).write_text(state_text(state, method))
     assert read_state(tmp_path, method) == replace(state, stage=Stage("later"))
     other = make_method(from_mapping({"method": {"name": "grpo"}}))
@@ -123,5 +126,35 @@ def test_a_checkpoint_knows_the_validation_of_its_step(tmp_path, monkeypatch):
     monkeypatch.setattr(AMFTTrainer, "validate", lambda self: record.validate() or {"val/success": 0.5})
     monkeypatch.setattr(AMFTTrainer, "save_checkpoint", lambda self, keep: record.save_checkpoint())
     monkeypatch.setattr(AMFTTrainer, "export_model", lambda self, folder: None)
-    trainer.fit(None)
+    trainer.fit()
     assert record.calls == ["start_training", "validate", "save_weights", "save_checkpoint", "log", "model_path"]
+
+
+def test_mu_is_decided_with_every_mini_batch_since_the_last_decision(monkeypatch):
+    """The first one's product with those of the step before; a validation batch speaks alone, and they are dropped."""
+    asked: list[str | None] = []
+    decided: list[dict | None] = []
+    trainer = object.__new__(AMFTTrainer)
+    trainer.state, trainer.timings = RunState(method=None, learning_rate=0.1), {}
+
+    def backward_rollouts(self, rollouts, data, measures):
+        asked.append(measures)
+        measured = {"rl/dot": float(len(asked)), "rl/utility_norm": 1.0, "rl/tangent_norm": 1.0} if measures else {}
+        return {"rl/norm": 1.0} | measured
+
+    def combine(self, step, data, sft, utility):
+        decided.append(utility)
+        return Mix(0.5), {}
+
+    monkeypatch.setattr(AMFTTrainer, "mini_batches_of", lambda self, data: [(None, "rollouts")] * 3)
+    monkeypatch.setattr(AMFTTrainer, "backward_rollouts", backward_rollouts)
+    monkeypatch.setattr(AMFTTrainer, "combine", combine)
+    monkeypatch.setattr(AMFTTrainer, "mixture_plan", lambda *arguments: None)
+    monkeypatch.setattr(AMFTTrainer, "apply_mixture", lambda self, plan: {})
+    plan, validation = StepPlan(rollout_utility=True), {"dot": -1.0, "utility_norm": 1.0, "tangent_norm": 1.0}
+    for utility in (None, None, validation, None):
+        metrics = trainer.update(1, plan, StepData(None, []), utility)
+        assert set(metrics) == {"rl/norm", "data/updates"}
+    assert asked == [MU_NOW, MU_NEXT, MU_NEXT] * 2 + [None, MU_NEXT, MU_NEXT] + [MU_NOW, MU_NEXT, MU_NEXT]
+    assert [measured["dot"] for measured in decided] == [1.0, 2.0 + 3.0 + 4.0, -1.0, 8.0 + 9.0 + 10.0]
+    assert [measured["dot"] for measured in trainer.state.utility] == [11.0, 12.0]

@@ -322,6 +322,71 @@ def test_finished_points_are_skipped_and_broken_ones_go_on(tmp_path, stand_in, c
     assert log.startswith("$ ")
 
 
+def test_points_with_the_same_workers_train_together(tmp_path, monkeypatch, capsys):
+    """One process for those that share workers; a failing point costs nobody else, and evaluations are each point's."""
+    calls: list[list[str]] = []
+
+    def call(runner, command, log, locks):
+        module, *arguments = command[2:]
+        if module != "recipe.amft.sweeps.shared_workers":
+            calls.append([module])
+            folder = Path(next(item for item in arguments if item.startswith(("amft.run_dir=", "out="))).split("=")[1])
+            (folder / "summary.json" if "evaluate" in module else folder / "FINISHED").write_text("{}")
+            return 0
+        plan = json.loads(Path(arguments[0]).read_text())
+        methods = [next(item.split("=")[1] for item in overrides if item.startswith("method=")) for overrides in plan]
+        calls.append(methods)
+        for method, overrides in zip(methods, plan, strict=True):
+            if method == "amft_no_meta":
+                return 1
+            folder = Path(overrides[-1].removeprefix("amft.run_dir="))
+            folder.mkdir(parents=True)
+            (folder / "FINISHED").write_text("")
+        return 0
+
+    monkeypatch.setattr(execution.LocalRunner, "call", call)
+    request = ["amft_table4", "scale=micro", "--seeds", "0", "--runs", str(tmp_path), "--submit", "local"]
+    with pytest.raises(SystemExit) as ended:
+        command.main([*request, "--share-workers"])
+    assert ended.value.code == 1
+    rows = [point.method for point in load("amft_table4", "micro", seeds=[0]).points()]
+    failing = rows.index("amft_no_meta")
+    assert calls[0] == rows
+    assert calls[1:] == ([rows[failing + 1 :]] if len(rows) - failing > 2 else [["recipe.amft.main"]])
+    assert "amft_no_meta" in capsys.readouterr().out.split("failed")[0].splitlines()[-1]
+    states = [
+        state_of(point, suites, tmp_path) for point, suites in load("amft_table4", "micro", seeds=[0]).points().items()
+    ]
+    assert [state.finished for state in states] == [row != "amft_no_meta" for row in rows]
+
+
+def test_points_whose_workers_do_not_start_fail_at_once(tmp_path, monkeypatch, capsys):
+    """What keeps the workers from starting would keep them from it for every point."""
+    calls: list[list[str]] = []
+
+    def call(runner, command, log, locks):
+        calls.append(command[2:3])
+        return execution.NO_WORKERS
+
+    monkeypatch.setattr(execution.LocalRunner, "call", call)
+    request = ["amft_table4", "scale=micro", "--seeds", "0", "--runs", str(tmp_path), "--submit", "local"]
+    with pytest.raises(SystemExit) as ended:
+        command.main([*request, "--share-workers"])
+    assert ended.value.code == 1
+    assert calls == [["recipe.amft.sweeps.shared_workers"]]
+    assert capsys.readouterr().out.count("failed (exit status 3)") == len(
+        load("amft_table4", "micro", seeds=[0]).points()
+    )
+
+
+def test_a_tracking_service_gets_no_shared_runs(tmp_path):
+    """One process reports as one run; so runs that report do not share workers."""
+    from recipe.amft.sweeps.shared_workers import train_together
+
+    with pytest.raises(ValueError, match=r"trainer.logger=\['console'\].*--share-workers"):
+        train_together([["scale=micro/general_points", "method=sft", "trainer.logger=[console]"]], tmp_path)
+
+
 def test_a_stopped_sweep_stops_its_runs_and_goes_on(tmp_path):
     """SIGTERM to the command ends the run it is at, starts no other, and exits with 143."""
     script = tmp_path / "driver.py"

@@ -145,6 +145,22 @@ def test_the_trainer_builds_what_we_replace_through_overridable_methods():
     assert order == sorted(order)
 
 
+def test_the_trainer_starts_the_rollout_engine_by_the_name_that_we_replace():
+    """`_setup` makes one of them and asks it for its replicas; what it passes, we pass later."""
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    from verl_ext.trainer import NoRolloutEngine, RecipeTrainer
+
+    source = inspect.getsource(PPOTrainer._setup)
+    assert source.count("LLMServerManager.create(") == 1
+    assert source.count("self.llm_server_manager") == 3
+    assert "self.llm_server_manager.get_replicas()" in source
+    for argument in ("config=self.config", "worker_group=self.actor_rollout_wg", "rollout_resource_pool="):
+        assert argument in source
+        assert argument in inspect.getsource(RecipeTrainer.start_rollout_engine)
+    assert NoRolloutEngine.create(config=None, worker_group=None, rollout_resource_pool=None).get_replicas() == []
+
+
 def test_the_merger_writes_what_our_override_returns():
     """`merge_and_save` takes its weights from the one method that ShardMerger replaces; its settings are ours."""
     from verl.model_merger.base_model_merger import ModelMergerConfig

@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -48,6 +49,8 @@ class GradientWorker(TrainingWorker):
 
     def __init__(self, config):
         mend_verl()
+        # Gradients weighted by the probability of a whole answer are denormal numbers, on which CPUs are slow.
+        torch.set_flush_denormal(True)
         super().__init__(config)
         self.reference: Shards | None = None
         self.optimizer_name = "main"
@@ -90,16 +93,23 @@ class GradientWorker(TrainingWorker):
             output = self.engine.forward_backward_batch(data, loss_fn, forward_only=True)
         return self._metrics_of(output)
 
-    def step(self, gradients: Shards) -> float:
+    def step(self, gradients: Shards, clip_grad: float | None = None) -> float:
         """Clip `gradients` in place by the global norm and take one optimiser step; returns the norm before clipping.
 
+        `clip_grad` is the largest norm, by default the configured one.
         A non-finite norm takes no step (verl's rule); the caller counts it. Afterwards the shards hold the clipped
         gradient that the optimiser saw.
         """
         with self.engine.train_mode():
             for parameter, shard in zip(self.parameters(), gradients, strict=True):
                 parameter.grad = None if shard is None else like_parameter(shard, parameter)
-            return self.engine.optimizer_step()
+            configured = self.engine.optimizer_config
+            if clip_grad is not None:
+                self.engine.optimizer_config = replace(configured, clip_grad=clip_grad)
+            try:
+                return self.engine.optimizer_step()
+            finally:
+                self.engine.optimizer_config = configured
 
     # ---- the reference policy --------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import ray
 import torch
@@ -18,19 +19,33 @@ import transfer_queue as tq
 from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transfer_queue import KVBatchMeta
+from verl.checkpoint_engine import CheckpointEngineManager
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.utils import Role, create_rl_dataset, create_rl_sampler
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ, trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 from verl.workers.config import HFModelConfig
+from verl.workers.rollout.llm_server import LLMServerManager
 from verl.workers.utils.padding import response_to_nested
 
 from verl_ext.replay_buffer import BoundedReplayBuffer
 from verl_ext.watchdog import Watchdog
 
 COMPLETE = "COMPLETE"
+
+
+class NoRolloutEngine:
+    """Stands for verl's LLMServerManager as long as there is no engine."""
+
+    @classmethod
+    def create(cls, **kwargs) -> "NoRolloutEngine":
+        return cls()
+
+    def get_replicas(self) -> list:
+        return []
 
 
 class RecipeTrainer(PPOTrainerSync):
@@ -49,12 +64,18 @@ class RecipeTrainer(PPOTrainerSync):
         self.watchdog = watchdog
         self.rollout_seconds = rollout_seconds
         self.poll_seconds = poll_seconds
+        self.agent_loop_manager: AgentLoopManagerTQ | None = None
         self._replicas_awake = False
         self._weights_synced = False
         self.timings: dict[str, float] = {}
         super().__init__(config)
 
     # ---- construction ------------------------------------------------------------------------------------------
+
+    def _setup(self) -> None:
+        """verl's, but for the rollout engine, which `start_rollout_engine` starts."""
+        with patch.object(trainer_base, "LLMServerManager", NoRolloutEngine):
+            super()._setup()
 
     def _build_replay_buffer(self) -> BoundedReplayBuffer:
         sampler = self.config.trainer.v1.sampler
@@ -70,9 +91,12 @@ class RecipeTrainer(PPOTrainerSync):
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
-        for role in (Role.ActorRollout, Role.ActorRolloutRef):
-            if role in self.role_worker_mapping:
-                self.role_worker_mapping[role] = ray.remote(self.actor_worker_class)
+        self.role_worker_mapping[self._actor_role()] = ray.remote(self.actor_worker_class)
+
+    def _actor_role(self) -> Role:
+        """The role of the workers that hold the policy: verl's name for them says whether a reference is among them."""
+        has_reference = Role.ActorRolloutRef in self.role_worker_mapping
+        return Role.ActorRolloutRef if has_reference else Role.ActorRollout
 
     def _init_tokenizer(self) -> None:
         model: HFModelConfig = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
@@ -80,7 +104,7 @@ class RecipeTrainer(PPOTrainerSync):
         self.hf_model_type: str = model.hf_config.model_type
 
     def on_init_end(self) -> None:
-        """The rollout engine stays asleep until the first phase that needs it (verl would sync weights here)."""
+        """There is no rollout engine yet (verl would sync its weights here)."""
 
     def make_prompt_loader(self, files: list[str], batch_size: int) -> StatefulDataLoader:
         """A loader of `files` with verl's data set, sampler and collation."""
@@ -135,8 +159,35 @@ class RecipeTrainer(PPOTrainerSync):
             self.actor_rollout_wg.export_model(str(folder))
         (self.processor or self.tokenizer).save_pretrained(folder)
 
+    def start_rollout_engine(self) -> None:
+        """Start the rollout engine, asleep, and the agent loops that use it, unless they run.
+
+        A run that generates does so before its first step, so that what is wrong with them is known then. Others do
+        with their first validation: until then the engine takes neither time nor memory.
+        """
+        if self.agent_loop_manager is not None:
+            return
+        self.actor_rollout_wg.release_cached_memory()  # the engine measures what is free
+        pool = self.resource_pool_manager.get_resource_pool(self._actor_role())
+        self.llm_server_manager = LLMServerManager.create(
+            config=self.config, worker_group=self.actor_rollout_wg, rollout_resource_pool=pool
+        )
+        engine = omega_conf_to_dataclass(self.config.actor_rollout_ref.rollout.checkpoint_engine)
+        engine.backend = "naive"
+        self.checkpoint_manager = CheckpointEngineManager(
+            config=engine, actor_wg=self.actor_rollout_wg, replicas=self.llm_server_manager.get_replicas()
+        )
+        self.checkpoint_manager.sleep_replicas()
+        self.agent_loop_manager = AgentLoopManagerTQ.create(
+            config=self.config,
+            llm_client=self.get_llm_client(),
+            teacher_client=self.get_teacher_client(),
+            reward_loop_worker_handles=self.get_reward_handles(),
+        )
+
     def wake_rollout_engine(self) -> None:
         """Bring the rollout engine up with the current weights; free of cost when it already has them."""
+        self.start_rollout_engine()
         if self._weights_synced and self._replicas_awake:
             return
         with self.watchdog.phase("weight sync"):

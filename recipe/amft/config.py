@@ -32,6 +32,7 @@ class WarmUpConfig:
 
     steps: int = 50  # W (AMFT Table 6)
     learning_rate: float | None = None  # constant during the warm-up; None: the actor's, before its schedule starts
+    loss: str | None = None  # one that needs no options, for any method; None: demonstrations.loss
     entropy_batches: int = 8  # demonstration batches that H* is measured on, by a forward pass after the warm-up
 
     def __post_init__(self) -> None:
@@ -39,6 +40,8 @@ class WarmUpConfig:
         require_at_least("warm_up.entropy_batches", self.entropy_batches, 1, "H* is the mean over these batches")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"warm_up.learning_rate={self.learning_rate!r} must be positive, or null for the actor's.")
+        if self.loss is not None:
+            require_choice("warm_up.loss", self.loss, DEMONSTRATION_LOSSES)
 
 
 @dataclass(frozen=True)

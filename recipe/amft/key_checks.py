@@ -98,7 +98,7 @@ READERS: tuple[Reader, ...] = (
         ("amft.mixture.decay",), lambda run: run.settings.mixture.scale != "none", "amft.mixture.scale=capped"
     ),
     Reader(
-        ("amft.warm_up.learning_rate",),
+        under("amft.warm_up", "learning_rate", "loss"),
         lambda run: run.settings.warm_up.steps > 0,
         "amft.warm_up.steps of at least 1",
     ),
@@ -110,7 +110,8 @@ READERS: tuple[Reader, ...] = (
     Reader(
         under("amft.demonstrations", "loss", "loss_options"),
         lambda run: run.needs.demonstration_loss,
-        "a method that learns demonstrations without a loss of its own, or before any other amft.warm_up.steps",
+        "a method that learns demonstrations without a loss of its own, or before any other amft.warm_up.steps "
+        "with amft.warm_up.loss=null",
     ),
     Reader(
         under("amft.demonstrations", "batch_size", "seed"),

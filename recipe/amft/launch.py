@@ -26,7 +26,7 @@ FORWARDED = ("VERL_PLATFORM", "VERL_USE_EXTERNAL_MODULES")
 def train(config, settings: AMFTConfig, folder: RunFolder, body: Callable | None = None) -> None:
     """One run from start (or its last checkpoint) to the finished folder.
 
-    `body(trainer, agent_loops)` is what happens once all workers stand; by default `AMFTTrainer.fit`.
+    `body(trainer)` is what happens once all workers stand; by default `AMFTTrainer.fit`.
     """
     started = process_start()
     folder.open(config)
@@ -94,9 +94,8 @@ def process_start() -> float:
 
 
 def fit(config, settings: AMFTConfig, folder: RunFolder, started: float, body: Callable | None) -> None:
-    """Build the trainer and the agent loops on the running Ray session, and train."""
+    """Build the trainer on the running Ray session, and train."""
     import transfer_queue as tq
-    from verl.trainer.ppo.v1 import AgentLoopManagerTQ
     from verl.utils.tracking import Tracking
 
     from recipe.amft.trainer import AMFTTrainer
@@ -107,12 +106,8 @@ def fit(config, settings: AMFTConfig, folder: RunFolder, started: float, body: C
     try:
         trainer = AMFTTrainer(config, settings, folder, Watchdog(settings.limits.phase_seconds))
         trainer.init()
-        agent_loops = AgentLoopManagerTQ.create(
-            config=config,
-            llm_client=trainer.get_llm_client(),
-            teacher_client=trainer.get_teacher_client(),
-            reward_loop_worker_handles=trainer.get_reward_handles(),
-        )
+        if trainer.needs.rollouts:
+            trainer.start_rollout_engine()
         backends = list(config.trainer.logger)
         if backends:
             tracking = Tracking(
@@ -123,7 +118,7 @@ def fit(config, settings: AMFTConfig, folder: RunFolder, started: float, body: C
             )
             folder.tracking = tracking.log
         folder.say(f"workers ready after {time.time() - started:.0f} s")
-        (body or AMFTTrainer.fit)(trainer, agent_loops)
+        (body or AMFTTrainer.fit)(trainer)
         succeeded = True
     finally:
         folder.close()

@@ -81,7 +81,8 @@ def check_names(arguments: list[str]) -> None:
         group, _, name = argument.lstrip("+").partition("=")
         if group not in (*PRESET_GROUPS, "sft_loss") or name in ("", "null"):
             continue
-        known = [path.stem for path in (CONFIGS / group).glob("*.yaml")]
+        files = (CONFIGS / group).rglob("*.yaml")
+        known = [str(path.relative_to(CONFIGS / group).with_suffix("")) for path in files]
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=len(known), cutoff=0.0)
             sys.exit(f"error: {group}={name} is unknown; choose one of {', '.join(near)}.")

@@ -49,7 +49,10 @@ def everything_asked(method: Method, settings: AMFTConfig) -> Needs:
         expert_batches=warms_up
         or any(plan.demonstrations and not plan.paired and not plan.collected for plan in plans),
         # A method with a loss of its own would warm up with another one, which nobody means by the key.
-        demonstration_loss=not own_loss and (warms_up or any(plan.demonstrations or plan.rehearsal for plan in plans)),
+        demonstration_loss=not own_loss
+        and (
+            (warms_up and settings.warm_up.loss is None) or any(plan.demonstrations or plan.rehearsal for plan in plans)
+        ),
         policy_gradient=policy_gradient,
         policy_loss=policy_gradient and rollout_loss is None,
         entropy_bonus=policy_gradient and (rollout_loss is None or rollout_loss.entropy_bonus),

@@ -29,6 +29,7 @@ class RunState:
     Attributes:
         method: what the method remembers, as its `choose`, `combine` and `observe` return it.
         learning_rate: of the policy's last optimiser step; before the first one the configured one.
+        utility: what the rollouts of the last step say about mu since it was decided, one entry a mini-batch.
         mixture: running means of the norms of the two gradients.
         stage: the part of the run that is under way; after `read_state` only its name, until the next training step.
         best: the best validation in this stage, where the stage keeps it.
@@ -36,6 +37,7 @@ class RunState:
 
     method: Any
     learning_rate: float
+    utility: list[dict[str, float]] = field(default_factory=list)
     mixture: MixtureState = field(default_factory=MixtureState)
     stage: Stage = field(default_factory=Stage)
     best: Best | None = None
@@ -46,6 +48,7 @@ def state_text(state: RunState, method: Method) -> str:
     values = {
         "method": method.config.method.name,
         "method_state": method.state_to_dict(state.method),
+        "utility": state.utility,
         "mixture_state": vars(state.mixture),
         "stage": state.stage.name,
         "best": None if state.best is None else vars(state.best),
@@ -66,6 +69,7 @@ def read_state(checkpoint: Path, method: Method) -> RunState:
     return RunState(
         method=method.state_from_dict(values["method_state"]),
         learning_rate=values["learning_rate"],
+        utility=values["utility"],
         mixture=MixtureState(**values["mixture_state"]),
         stage=Stage(values["stage"]),
         best=None if values["best"] is None else Best(**values["best"]),

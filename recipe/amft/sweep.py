@@ -52,7 +52,7 @@ def act(given: argparse.Namespace) -> int:
     if given.submit is None or not left:
         return 0
     if given.submit == "local":
-        return LocalRunner(runs, given.jobs).run(left)
+        return LocalRunner(runs, given.jobs, given.share_workers).run(left)
     options = shlex.split(given.options)
     if given.submit == "slurm":
         submit_slurm(left, runs, given.jobs, options, print)
@@ -156,6 +156,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME|scale=SCALE|OVERRIDE")
     parser.add_argument("--submit", choices=SUBMIT, help="run what is left; without it nothing is started")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="points at a time (local, slurm)")
+    parser.add_argument(
+        "--share-workers", action="store_true", help="train points with the same workers on one set of them (local)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="in place of the file's")
     parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these rows of the tables")
     parser.add_argument("--status", action="store_true", help="only say what is left (as without --submit)")

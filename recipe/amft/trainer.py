@@ -18,6 +18,7 @@ import torch
 from transfer_queue import KVBatchMeta
 
 from recipe.amft.algorithm.advantages import leave_one_out
+from recipe.amft.algorithm.meta_gradient import pooled
 from recipe.amft.algorithm.mixture import update_scales
 from recipe.amft.algorithm.token_losses import LossSpec
 from recipe.amft.collected import CollectedRollouts
@@ -29,7 +30,7 @@ from recipe.amft.run_state import STATE_FILE, RunState, read_state, state_text
 from recipe.amft.stages import Stages
 from recipe.amft.step_data import StepData, StepDataTrainer, WeightedDemonstrations
 from recipe.amft.step_metrics import grader_warning, mean_metrics, metrics_of, validation_metrics
-from recipe.amft.worker import BATCH_ENTROPY, MEASURES_UTILITY, AMFTWorker, MixturePlan
+from recipe.amft.worker import BATCH_ENTROPY, MEASURES_UTILITY, MU_NEXT, MU_NOW, AMFTWorker, MixturePlan
 from verl_ext.prompts import add_field
 from verl_ext.trainer import write_atomically
 from verl_ext.watchdog import Watchdog
@@ -69,9 +70,8 @@ class AMFTTrainer(StepDataTrainer):
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
-    def fit(self, agent_loop_manager) -> None:
+    def fit(self) -> None:
         """Warm-up, H*, main loop; from wherever the last checkpoint stopped."""
-        self.agent_loop_manager = agent_loop_manager
         self.folder.start_training(self.num_steps, self.global_steps)
         if self.global_steps == 0 and self.config.trainer.val_before_train:
             self.folder.log(0, self.validate(), phase="start")
@@ -121,6 +121,8 @@ class AMFTTrainer(StepDataTrainer):
     @property
     def warm_up_loss(self) -> LossSpec:
         """The configured loss on demonstrations; a method's own may need what a warm-up does not have."""
+        if self.settings.warm_up.loss is not None:
+            return LossSpec(self.settings.warm_up.loss)
         return LossSpec(self.settings.demonstrations.loss, self.settings.demonstrations.loss_options)
 
     def configure(self, demonstrations: LossSpec, rollouts: LossSpec | None) -> None:
@@ -144,7 +146,7 @@ class AMFTTrainer(StepDataTrainer):
         if "sft/norm" in last_step:
             measured["sft_norm"] = last_step["sft/norm"]
         self.state.method = self.method.after_warm_up(self.state.method, measured)
-        if self.method.reference == "warmed":
+        if self.reference == "warmed":
             self.save_weights(self.checkpoint_root() / REFERENCE)
             self.actor_rollout_wg.keep_reference()
         return {"controller/entropy": measured["entropy"]} if "entropy" in measured else {}
@@ -229,7 +231,11 @@ class AMFTTrainer(StepDataTrainer):
         return measured, {"meta/utility": rewards.mean().item(), "data/lonely_rollouts": float(num_lonely)}
 
     def update(self, step: int, plan: StepPlan, data: StepData, utility: dict[str, float] | None) -> dict[str, float]:
-        """One optimiser step per mini-batch that has anything to learn from; mu is decided at the first of them."""
+        """One optimiser step per mini-batch that has anything to learn from; mu is decided at the first of them.
+
+        Where the step's own rollouts measure the meta-gradient, those of the first mini-batch and of the ones that came
+        after the last decision speak together.
+        """
         mini_batches = self.mini_batches_of(data)
         combination: Mix | Sum | None = None
         updates: list[dict[str, float]] = []
@@ -239,12 +245,17 @@ class AMFTTrainer(StepDataTrainer):
                 if data.in_pairs:
                     demonstrations = self.weigh_pairs(demonstrations)
                 sft = self.backward_demonstrations(demonstrations) if demonstrations else {}
-                measures = plan.rollout_utility and combination is None
+                measures = None
+                if plan.rollout_utility and not (combination is None and utility):
+                    measures = MU_NOW if combination is None else MU_NEXT
                 rl = self.backward_rollouts(rollouts, data, measures) if rollouts is not None else {}
+                if measures and rl:
+                    names = ("dot", "utility_norm", "tangent_norm")
+                    self.state.utility.append({name: rl.pop(f"rl/{name}") for name in names})
                 if combination is None:
-                    if measures and rl:
-                        utility = {name: rl.pop(f"rl/{name}") for name in ("dot", "utility_norm", "tangent_norm")}
-                    combination, method_metrics = self.combine(step, data, sft, utility)
+                    measured = utility or (pooled(self.state.utility) if self.state.utility else None)
+                    self.state.utility = []
+                    combination, method_metrics = self.combine(step, data, sft, measured)
                 mixture = self.mixture_plan(combination, sft, rl, plan, index, len(mini_batches))
                 updates.append(sft | rl | self.apply_mixture(mixture))
         return mean_metrics(updates) | {"data/updates": float(len(updates))} | method_metrics
@@ -265,7 +276,12 @@ class AMFTTrainer(StepDataTrainer):
         rows = [(self.demonstration(row_id), 1.0) for row_id in row_ids]
         sft = self.backward_demonstrations(rows)
         scheduled = self.state.learning_rate
-        plan = MixturePlan(weight=1.0, learning_rate=rehearsal.learning_rate, optimizer=rehearsal.optimizer)
+        plan = MixturePlan(
+            weight=1.0,
+            learning_rate=rehearsal.learning_rate,
+            optimizer=rehearsal.optimizer,
+            clip_grad=rehearsal.clip_grad,
+        )
         step = self.apply_mixture(plan)
         self.state.learning_rate = scheduled
         return {f"rehearsal/{name.split('/')[1]}": value for name, value in (sft | step).items()}
@@ -275,11 +291,11 @@ class AMFTTrainer(StepDataTrainer):
         measured = metrics_of(self.actor_rollout_wg.backward_demonstrations(self.to_batch(rows)))
         return {f"sft/{name}": value for name, value in measured.items()}
 
-    def backward_rollouts(self, batch: KVBatchMeta, data: StepData, measures_utility: bool) -> dict[str, float]:
+    def backward_rollouts(self, batch: KVBatchMeta, data: StepData, measures: str | None) -> dict[str, float]:
         """Set the gradient of L_RL on a mini-batch of `data` aside in the workers."""
         num_sequences = data.num_sequences["rollout"] / self.num_mini_batches
-        if measures_utility:
-            batch.extra_info[MEASURES_UTILITY] = True
+        if measures is not None:
+            batch.extra_info[MEASURES_UTILITY] = measures
         batch.extra_info.update(self.loss_inputs(num_sequences=num_sequences))
         loss = self.method.rollout_loss
         if loss is not None:
@@ -334,20 +350,29 @@ class AMFTTrainer(StepDataTrainer):
 
     # ---- state -------------------------------------------------------------------------------------------------
 
+    @property
+    def reference(self) -> str | None:
+        """Which policy is the reference: the "given" model, the "warmed" policy, or None where nothing asks for one.
+
+        A loss compares with the model that its own training began from: the warmed policy, if the warm-up had another.
+        """
+        if self.method.reference is not None or not self.method.demonstration_loss.needs_reference:
+            return self.method.reference
+        has_own_warm_up = self.settings.warm_up.steps > 0 and not self.warm_up_loss.needs_reference
+        return "warmed" if has_own_warm_up else "given"
+
     def before_loading(self, folder: Path | None = None) -> None:
         """Keep the reference policy, where one is needed, whatever checkpoint the run goes on from.
 
-        It is the model that the run was given; for a method that wants the warmed policy only until the warm-up's end,
-        whose weights lie beside the checkpoints.
+        The weights of a warmed policy lie beside the checkpoints; until there is one, it is the model that was given.
         """
         if self.config.actor_rollout_ref.actor.freeze_vision_tower:
             self.actor_rollout_wg.freeze_vision_tower()
-        losses = (self.warm_up_loss, self.method.demonstration_loss)
         warmed = folder is not None and int(folder.name.rsplit("_", 1)[1]) >= self.settings.warm_up.steps
-        if self.method.reference == "warmed" and warmed:
+        if self.reference == "warmed" and warmed:
             self.load_weights(folder.parent / REFERENCE)
             self.actor_rollout_wg.keep_reference()
-        elif self.method.reference == "given" or any(loss.needs_reference for loss in losses):
+        elif self.reference == "given" or (self.settings.warm_up.steps > 0 and self.warm_up_loss.needs_reference):
             self.actor_rollout_wg.keep_reference()
 
     def save_recipe_state(self, folder: Path) -> None:

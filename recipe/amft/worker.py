@@ -20,6 +20,7 @@ from tensordict import TensorDict
 from torch.nn.utils.rnn import pad_sequence
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
+from verl.utils.memory_utils import aggressive_empty_cache
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import no_padding_2_padding
@@ -31,7 +32,9 @@ from recipe.amft.algorithm.token_losses import LossSpec, Tokens
 from verl_ext.gradient_worker import GradientWorker, Shards, local_shard
 
 MAIN_OPTIMIZER = "main"
-MEASURES_UTILITY = "measures_utility"  # key of a batch: the meta-gradient is made of its rollouts
+# Key of a batch whose gradient of L_RL takes part in the meta-gradient: `MU_NOW` where mu is decided right after it,
+# `MU_NEXT` where that is left to the next step.
+MEASURES_UTILITY, MU_NOW, MU_NEXT = "measures_utility", "now", "next"
 BATCH_ENTROPY = "batch_entropy"  # key of a batch: the policy's mean entropy over all of its learned tokens
 
 
@@ -48,6 +51,7 @@ class MixturePlan:
         track_tangent: whether a later meta-update will read the derivative with respect to mu.
         skip_above: no step is taken when the gradient's norm is larger.
         optimizer: whose moments the step uses; a second name is a second AdamW on the same weights.
+        clip_grad: largest norm of the gradient; None is the configured one, the only one that a tangent follows.
     """
 
     weight: float | None
@@ -59,6 +63,7 @@ class MixturePlan:
     track_tangent: bool = False
     skip_above: float | None = None
     optimizer: str = MAIN_OPTIMIZER
+    clip_grad: float | None = None
 
 
 def token_loss(model_output, data: TensorDict, dp_group=None, *, spec: LossSpec, entropy_coefficient: float = 0.0):
@@ -163,8 +168,9 @@ class AMFTTrainingWorker(GradientWorker):
         """
         spec = self.rollout_spec
         self.rl_gradient, metrics = self.backward(data, self.loss_of(spec) if spec else self.loss_fn)
-        if tu.get_non_tensor_data(data, MEASURES_UTILITY, False):
-            metrics = metrics | self._meta_gradient(self.rl_gradient)
+        decision = tu.get_non_tensor_data(data, MEASURES_UTILITY, None)
+        if decision is not None:
+            metrics = metrics | self._meta_gradient(self.rl_gradient, decides=decision == MU_NOW)
         rl, sft = self.rl_gradient, self.sft_gradient
         if sft is None:
             (square,) = self._inner_products((rl, rl))
@@ -207,7 +213,7 @@ class AMFTTrainingWorker(GradientWorker):
         norm = self._norm_above(gradients, plan.skip_above)
         skipped = norm is not None
         if norm is None:
-            norm = self.step(gradients)
+            norm = self.step(gradients, plan.clip_grad)
             skipped = not math.isfinite(norm)
         self.use_optimizer(MAIN_OPTIMIZER)
         # A skipped step leaves the tangent alone; one at mu 0 or 1 whose other phase is infinite adds nothing to it.
@@ -231,13 +237,14 @@ class AMFTTrainingWorker(GradientWorker):
         utility, metrics = self.backward(data, utility_loss)
         return {**self._meta_gradient(utility), "loss": metrics["loss"]}
 
-    def _meta_gradient(self, gradient: Shards) -> dict[str, float]:
-        """<-gradient, tangent> and the two norms: a meta-update."""
+    def _meta_gradient(self, gradient: Shards, decides: bool = True) -> dict[str, float]:
+        """<-gradient, tangent> and the two norms; `decides`: a meta-update follows."""
         tangent = self.tangent.parameters + [None] * (len(gradient) - len(self.tangent.parameters))
         product, utility_square, tangent_square = self._inner_products(
             (gradient, tangent), (gradient, gradient), (tangent, tangent)
         )
-        self.tangent.finish_meta_update(self.meta)
+        if decides:
+            self.tangent.finish_meta_update(self.meta)
         return {"dot": -product, "utility_norm": utility_square**0.5, "tangent_norm": tangent_square**0.5}
 
     def forget(self) -> None:
@@ -330,6 +337,10 @@ class AMFTWorker(ActorRolloutRefWorker):
         self, demonstration: LossSpec, rollout: LossSpec | None, meta: MetaConfig, entropy_coefficient: float
     ) -> None:
         self.actor.configure(demonstration, rollout, meta, entropy_coefficient)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def release_cached_memory(self) -> None:
+        aggressive_empty_cache()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def freeze_vision_tower(self) -> None:

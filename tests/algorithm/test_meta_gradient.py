@@ -17,6 +17,7 @@ from recipe.amft.algorithm.meta_gradient import (
     clip_coefficient,
     clipped_tangent_coefficients,
     meta_gradient,
+    pooled,
 )
 from recipe.amft.algorithm.mixture import local_inner_products, mix_
 
@@ -308,3 +309,25 @@ def test_a_clipped_step_has_an_equilibrium_inside_and_a_plain_one_has_none(along
     assert slope(equilibrium + 0.1, "clipped") < -1e-5
     for weight in (0.1, 0.5, 0.9):
         assert slope(weight, "sgd") == pytest.approx(LR * (along_sft - along_rl), abs=1e-12)
+
+
+def test_gradients_of_other_prompts_speak_together():
+    """For gradients at right angles the pooled numbers are those of their sum: products add up, norms by Pythagoras."""
+    generator = torch.Generator().manual_seed(0)
+    gradients, _ = torch.linalg.qr(torch.randn(6, 3, generator=generator, dtype=torch.float64))
+    gradients = gradients * torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    tangent = torch.randn(6, generator=generator, dtype=torch.float64)
+
+    def measured(gradient: Tensor) -> dict[str, float]:
+        return {
+            "dot": float(gradient @ tangent), "utility_norm": float(gradient.norm()),
+            "tangent_norm": float(tangent.norm()),
+        }  # fmt: skip
+
+    assert pooled([measured(gradient) for gradient in gradients.T]) == pytest.approx(measured(gradients.sum(1)))
+    assert pooled([measured(gradients[:, 0])]) == pytest.approx(measured(gradients[:, 0]))
+
+
+def test_one_gradient_that_is_not_finite_is_not_hidden_by_the_others():
+    broken = {"dot": math.nan, "utility_norm": 1.0, "tangent_norm": 1.0}
+    assert math.isnan(pooled([broken, {"dot": 1.0, "utility_norm": 1.0, "tangent_norm": 1.0}])["dot"])

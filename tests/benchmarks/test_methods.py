@@ -4,36 +4,44 @@ import json
 
 import pytest
 
-from benchmarks.methods import MEASURED, Point, groups, results_table, speed_table
+from benchmarks.methods import METHODS, points_for, results_table, speed_table
+from recipe.amft.sweeps.execution import same_workers
+from recipe.amft.sweeps.points import load
+from recipe.amft.sweeps.shared_workers import MEASURED
 
 
-def point(tmp_path, method: str, seed: int = 0) -> Point:
-    return Point(method, seed, (f"amft.cache_dir={tmp_path}",), tmp_path)
-
-
-def test_methods_share_workers_exactly_when_the_workers_are_built_alike(tmp_path):
+def test_methods_share_workers_exactly_when_the_workers_are_built_alike():
     """LUFFY has an entropy bonus, ReLIFT another clip, PPO a critic; 7 or 8 rollouts are the driver's business."""
-    points = [point(tmp_path, method) for method in ("grpo", "luffy", "dpo", "relift", "ppo", "dyme")]
-    shared = [[member.method for member in group] for group in groups(points)]
+    points = points_for(["grpo", "luffy", "dpo", "relift", "ppo", "dyme"], [0], [])
+    shared = [[member.method for member in group] for group in same_workers(points)]
     assert shared == [["grpo", "dpo", "dyme"], ["luffy"], ["relift"], ["ppo"]]
 
 
-def test_seeds_never_share_workers(tmp_path):
+def test_seeds_never_share_workers():
     """The agent loops seed generations by the configuration they were started with."""
-    assert len(groups([point(tmp_path, "grpo", 0), point(tmp_path, "grpo", 1)])) == 2
+    assert len(same_workers(points_for(["grpo"], [0, 1], []))) == 2
+
+
+def test_its_runs_are_those_of_the_tables():
+    """What a sweep at micro scale has run, the benchmark finds finished, and the other way round."""
+    own = {point.folder for point in points_for(METHODS, [0, 1, 2], [])}
+    for name in ("amft_table2", "amft_table4", "dft_table8"):
+        assert {point.folder for point in load(name, "micro").points()} <= own
 
 
 def test_results_come_from_run_folders_and_missing_runs_are_marked(tmp_path):
-    done, missing = point(tmp_path, "grpo"), point(tmp_path, "sft")
-    done.folder.mkdir()
+    (done,), (missing,) = points_for(["grpo"], [0], []), points_for(["sft"], [0], [])
+    folder = tmp_path / done.folder
+    folder.mkdir(parents=True)
     rows = [
         {"step": 1, "phase": "warm-up", "val/success": 0.25, "time/step": 9.0},
         {"step": 2, "phase": "train", "time/step": 2.0},
         {"step": 3, "phase": "train", "val/success": 0.5, "time/step": 4.0},
     ]
-    (done.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (done.folder / MEASURED).write_text(json.dumps({"seconds": 15.0, "gib": 1.25}))
-    *_, grpo, sft = results_table([done, missing]).splitlines()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / MEASURED).write_text(json.dumps({"seconds": 15.0, "gib": 1.25}))
+    (folder / "FINISHED").write_text("")
+    *_, grpo, sft = results_table([done, missing], tmp_path).splitlines()
     assert [cell.strip() for cell in grpo.split("|")[1:-1]] == ["`grpo`", "25.0%", "50.0%", "50.0%", "3.0 s", "1.2 GiB"]
     assert "not run" in sft
     assert "%" not in sft

@@ -11,7 +11,7 @@ from workers import Snapshot, append_padding_row, make_worker, mixed_gradient, s
 
 from recipe.amft.algorithm.meta_gradient import MetaConfig
 from recipe.amft.algorithm.token_losses import LossSpec
-from recipe.amft.worker import MEASURES_UTILITY, AMFTTrainingWorker, MixturePlan
+from recipe.amft.worker import MEASURES_UTILITY, MU_NEXT, MU_NOW, AMFTTrainingWorker, MixturePlan
 
 
 def safety(model: Path, world_size: int) -> Results:
@@ -47,16 +47,26 @@ def _meta_update_between(worker: AMFTTrainingWorker, folder: Path) -> Results:
 
 
 def _rollout_utility(worker: AMFTTrainingWorker, folder: Path) -> Results:
-    """The meta-gradient on the step's own rollouts, and the gathered vectors that it is made of."""
+    """The meta-gradient on the step's own rollouts, and the gathered vectors that it is made of.
+
+    The tangent is then a window's, which ends with a meta-update.
+    """
     measured = backward(worker, 0)
     plain, before = mixed_gradient(worker, PLAN), tangent(worker)
     rollouts = share(worker, "rollouts", 0)
-    tu.assign_non_tensor(rollouts, **{MEASURES_UTILITY: True})
+    tu.assign_non_tensor(rollouts, **{MEASURES_UTILITY: MU_NOW})
     meta = worker.backward_rollouts(rollouts)
+    same_tangent = torch.equal(before, tangent(worker))
+    worker.configure(LossSpec("sft"), None, replace(META, horizon="window"))
+    products = []
+    for decision in (MU_NEXT, MU_NOW, MU_NOW):
+        tu.assign_non_tensor(rollouts, **{MEASURES_UTILITY: decision})
+        products.append(worker.backward_rollouts(rollouts)["dot"])
     return {
         "rl": measured["rl"],
         "meta": meta,
-        "same": torch.equal(plain, mixed_gradient(worker, PLAN)) and torch.equal(before, tangent(worker)),
+        "same": torch.equal(plain, mixed_gradient(worker, PLAN)) and same_tangent,
+        "window": products,
         "gradient": mixed_gradient(worker, MixturePlan(weight=0.0)),
         "tangent": before,
     }

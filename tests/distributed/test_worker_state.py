@@ -81,6 +81,7 @@ def test_a_steps_own_rollouts_measure_the_utility(ranks_of, world_size):
         assert meta["utility_norm"] == pytest.approx(meta["norm"], rel=1e-12)
         assert meta["tangent_norm"] == pytest.approx(float(tangent.norm()), rel=1e-6)
         assert abs(meta["dot"]) > 1e-6 * meta["utility_norm"] * meta["tangent_norm"]
+        assert rank["window"] == [pytest.approx(meta["dot"]), pytest.approx(meta["dot"]), 0.0], "until mu is decided"
 
 
 @on_sharded_and_hybrid_meshes

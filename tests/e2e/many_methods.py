@@ -23,8 +23,7 @@ def main() -> None:
     config = compose(overrides)
     settings, folder, _ = preflight(config)
 
-    def body(trainer, agent_loops) -> None:
-        trainer.agent_loop_manager = agent_loops
+    def body(trainer) -> None:
         with open(folder.path / "methods.jsonl", "w") as lines:
             for method in methods:
                 lines.write(json.dumps(run(trainer, method, overrides, config, folder.path)) + "\n")

@@ -1,5 +1,6 @@
 """Every method preset trains through verl, Ray and vLLM."""
 
+import json
 import math
 
 import pytest
@@ -26,6 +27,31 @@ def test_a_learned_mu_is_reported_and_stays_in_its_range(run, method):
     assert "meta/gradient" not in steps[0], "no meta-update at t = 0: there is no step to differentiate"
     if method != "amft_no_meta":
         assert steps[1]["meta/tangent_norm"] > 0
+
+
+def test_rollouts_measure_utility_between_validations(run):
+    """source=both with rewards: a meta-update in every step after the first, on validation rollouts in every second.
+
+    In the others it is on the step's own rollouts, with those of the mini-batches after the last decision, which a
+    checkpoint carries.
+    """
+    overrides = [
+        "method=amft", "amft.utility.source=both", "amft.utility.every=2", "trainer.total_training_steps=4",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2", "trainer.save_freq=4",
+        "+amft.task.options.env_id=environments:Lucky",
+    ]  # fmt: skip
+    finished = run(*overrides)
+    assert finished.status == 0, finished.output
+    steps = [row for row in finished.metrics if row["phase"] == "train"]
+    assert ["meta/utility" in row for row in steps] == [False, False, True, False], "validation rollouts at t = 2"
+    assert ["meta/gradient" in row for row in steps] == [False, True, True, True]
+    for row in steps[1:]:
+        assert row["meta/dot"] != 0
+        assert 0 < abs(row["meta/cosine"]) <= 1
+    assert len({row["controller/mu"] for row in steps}) == 4
+    pending = json.loads((finished.folder / "checkpoints" / "global_step_4" / "amft.json").read_text())["utility"]
+    assert len(pending) == 1, "the second mini-batch of t = 2 waits for the decision of t = 3"
+    assert pending[0]["dot"] != 0
 
 
 def test_ppo_trains_actor_and_critic(run):

@@ -71,6 +71,7 @@ def test_an_unknown_method_lists_the_known_ones_nearest_first() -> None:
         ("relift", {"trigger": "often"}, ["'often'", "buffer, every"]),
         ("relift", {"buffer_size": 0}, ["buffer_size=0", "at least 1"]),
         ("relift", {"learning_rate": 0.0}, ["learning_rate=0.0"]),
+        ("relift", {"clip_grad": -1.0}, ["clip_grad=-1.0"]),
         ("srft", {"variant": "own"}, ["'own'", "paper, amft_description"]),
         ("srft", {"sft_sign": "plus"}, ["'plus'", "paper, code"]),
         ("srft", {"sft_coefficient": -0.5}, ["sft_coefficient=-0.5"]),

@@ -16,7 +16,7 @@ Tensors are one rank's shards of parameters, gradients and moments; lists have o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -237,6 +237,20 @@ def _moments_of(moments: Sequence[tuple[Tensor, Tensor] | None] | None, index: i
 
 
 # --- The signal -------------------------------------------------------------------------------------------------------
+
+
+def pooled(measurements: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the sum of several gradients of U says, one or more, each of the rollouts of other prompts.
+
+    Each is {dot: <grad U, dtheta/dmu>, utility_norm: |grad U|, tangent_norm: |dtheta/dmu|}, and so is the result. The
+    products add up. The norm of the sum is the root of the sum of squares, as if the gradients shared no direction:
+    nearly so for small batches, which are mostly noise. The tangent's norm, which moves little meanwhile, is the mean.
+    """
+    return {
+        "dot": sum(measured["dot"] for measured in measurements),
+        "utility_norm": math.sqrt(sum(measured["utility_norm"] ** 2 for measured in measurements)),
+        "tangent_norm": sum(measured["tangent_norm"] for measured in measurements) / len(measurements),
+    }
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class AMFT(Method):
         validates = settings.source != "rollouts" and step % settings.every == 0
         return StepPlan(
             utility=learns and step > 0 and validates,
-            rollout_utility=learns and step > 0 and settings.source != "validation" and not validates,
+            rollout_utility=learns and step > 0 and settings.source != "validation",
             track_tangent=learns and self._is_read_later(step),
         )
 

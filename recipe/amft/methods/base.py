@@ -31,7 +31,8 @@ class StepPlan:
         paired: the demonstrations are those of the step's own prompts, and `choose` says which of them are learned;
             otherwise they are the next ones of their own stream.
         utility: generate for validation prompts too, and measure the meta-gradient before mu is decided.
-        rollout_utility: measure it on the step's own rollouts instead, with the gradient of L_RL.
+        rollout_utility: measure it on the step's own rollouts, with the gradients of L_RL: for this step, unless
+            `utility` does, and for the next one.
         track_tangent: keep d theta / d mu of this step's update for a later meta-update.
         rehearsal: `choose` may ask for a further supervised update after the step's own.
         learns: make an update; a step that does not only collects rollouts (`Choice.collect`).
@@ -167,10 +168,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """How the further supervised update of a step is made: its learning rate and whose moments it uses."""
+    """How the further supervised update of a step is made: its learning rate, whose moments it uses, and its clip."""
 
     learning_rate: float
     optimizer: str
+    clip_grad: float
 
 
 class Method(ABC):
@@ -187,7 +189,7 @@ class Method(ABC):
     own_advantages = False  # whether `choose` gives advantages: then there is no critic
     scores_demonstrations = False  # whether `Groups.demonstration_rewards` is needed
     # Which policy is the reference: the "given" model, or the "warmed" policy that the warm-up ended with. None: the
-    # given model, and only if a loss says that it needs one.
+    # one that training with a loss that needs one began from, and only if there is such a loss.
     reference: str | None = None
 
     def __init__(self, config: AMFTConfig):

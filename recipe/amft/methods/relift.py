@@ -14,6 +14,7 @@ class ReliftOptions:
     buffer_size: int = 128
     every: int = 50
     learning_rate: float = 1e-6  # of the supervised step, which has an AdamW of its own
+    clip_grad: float = 1.0  # of the supervised step
 
     def __post_init__(self) -> None:
         require_choice("method.options.trigger", self.trigger, ("buffer", "every"))
@@ -21,7 +22,8 @@ class ReliftOptions:
             raise ValueError(
                 f"method.options.buffer_size={self.buffer_size} and every={self.every} must be at least 1."
             )
-        require_positive("method.options.learning_rate", self.learning_rate, "it is that of the supervised step")
+        for name in ("learning_rate", "clip_grad"):
+            require_positive(f"method.options.{name}", getattr(self, name), "it is that of the supervised step")
         unread, other = ("every", "every") if self.trigger == "buffer" else ("buffer_size", "buffer")
         require_unchanged("method.options", self, (unread,), f"method.options.trigger={other}")
 
@@ -54,7 +56,7 @@ class Relift(Method):
 
     @property
     def rehearsal(self) -> Rehearsal:
-        return Rehearsal(self.options.learning_rate, optimizer="relift")
+        return Rehearsal(self.options.learning_rate, optimizer="relift", clip_grad=self.options.clip_grad)
 
     def state_to_dict(self, state: tuple[str, ...]) -> dict[str, Any]:
         return {"buffer": list(state)}

@@ -4,6 +4,7 @@ A point is `python -m recipe.amft.main` with its overrides, then `python -m reci
 table reads. Both go on from where they were stopped, so a broken point is simply started again.
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -13,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from recipe.amft.sweeps.states import EVALUATION, LOGS, lock_of, log_of, state_o
 REPOSITORY = Path(__file__).parents[3]
 BATCH_SCRIPT = Path("launch/slurm.sbatch")
 TOKEN_PROBABILITIES = "token_probabilities"  # an evaluation that is no suite of configs/suite
+NO_WORKERS = 3  # of recipe.amft.sweeps.shared_workers: none of its runs has begun
 STOPPED = 143  # exit status after SIGTERM, as a shell reports it
 
 
@@ -55,14 +58,28 @@ def steps_of(point: Point, suites: Sequence[str], runs: Path) -> list[list[str]]
     return train + [[*python, *evaluation(point, suite, runs)] for suite in state.suites]
 
 
+def same_workers(points: Iterable[Point]) -> list[list[Point]]:
+    """Points grouped by what their workers are built from, in order; base models, which have none, alone."""
+    from recipe.amft.sweeps.shared_workers import workers_of
+
+    groups: dict[Any, list[Point]] = {}
+    for point in points:
+        key = point if point.method is None else workers_of(point.overrides)
+        groups.setdefault(key, []).append(point)
+    return list(groups.values())
+
+
 # ---- here ------------------------------------------------------------------------------------------------------------
 
 
 class LocalRunner:
-    """Runs points in processes of this machine, `jobs` at a time; stops them all, in order, on SIGTERM and Ctrl-C."""
+    """Runs points in processes of this machine, `jobs` at a time; stops them all, in order, on SIGTERM and Ctrl-C.
 
-    def __init__(self, runs: Path, jobs: int, say: Callable[[str], None] = print):
-        self.runs, self.jobs, self.say = runs, jobs, say
+    With `share_workers`, points whose workers are configured alike train one after the other on one set of them.
+    """
+
+    def __init__(self, runs: Path, jobs: int, share_workers: bool = False, say: Callable[[str], None] = print):
+        self.runs, self.jobs, self.share_workers, self.say = runs, jobs, share_workers, say
         self.stopping = threading.Event()
         self.processes: set[subprocess.Popen[bytes]] = set()
         self.lock = threading.Lock()
@@ -70,9 +87,10 @@ class LocalRunner:
     def run(self, points: Mapping[Point, Sequence[str]]) -> int:
         """Exit status: 0, 1 when a point failed, 143 when stopped."""
         handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        groups = same_workers(points) if self.share_workers else [[point] for point in points]
         try:
             with ThreadPoolExecutor(self.jobs) as pool:
-                succeeded = list(pool.map(self.run_point, points, points.values()))
+                succeeded = list(pool.map(lambda group: self.run_group(group, points), groups))
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -87,25 +105,57 @@ class LocalRunner:
             for process in self.processes:
                 process.send_signal(signal.SIGTERM)
 
-    def run_point(self, point: Point, suites: Sequence[str]) -> bool:
-        if self.stopping.is_set():
-            return False
-        with taken(lock_of(point, self.runs)) as lock:
-            if lock is None:
-                self.say(f"{point.folder}: another sweep is at it")
-                return True
-            started = time.monotonic()
-            for command in steps_of(point, suites, self.runs):
-                status = self.call(command, log_of(point, self.runs), lock)
+    def run_group(self, group: Sequence[Point], suites: Mapping[Point, Sequence[str]]) -> bool:
+        """Train the points of a group together, where there are several, then do what is left of each."""
+        with ExitStack() as held:
+            locks = {}
+            for point in group:
                 if self.stopping.is_set():
                     return False
-                if status:
-                    self.say(f"{point.folder}: failed (exit status {status}); see {log_of(point, self.runs)}")
-                    return False
-            self.say(f"{point.folder}: finished in {time.monotonic() - started:.0f} s")
+                lock = held.enter_context(taken(lock_of(point, self.runs)))
+                if lock is None:
+                    self.say(f"{point.folder}: another sweep is at it")
+                else:
+                    locks[point] = lock
+            failed = self.train_together(locks)
+            succeeded = [self.run_point(point, suites[point], locks[point]) for point in locks if point not in failed]
+        return all(succeeded) and not failed
+
+    def train_together(self, locks: Mapping[Point, int]) -> set[Point]:
+        """Train the untrained among several points on the same workers; the points that failed."""
+        left = [point for point in locks if not state_of(point, (), self.runs).trained]
+        failed: set[Point] = set()
+        while len(left) > 1 and not self.stopping.is_set():
+            digest = hashlib.sha256(repr(left).encode()).hexdigest()[:8]
+            plan = self.runs / LOGS / f"together-{digest}.json"
+            plan.write_text(json.dumps([training(point, self.runs) for point in left]))
+            log = plan.with_suffix(".log")
+            command = [sys.executable, "-m", "recipe.amft.sweeps.shared_workers", str(plan)]
+            self.say(f"{len(left)} points on one set of workers; their steps are in {log}")
+            status = self.call(command, log, list(locks.values()))
+            left = [point for point in left if not state_of(point, (), self.runs).trained]
+            if status and not self.stopping.is_set():  # they go in order and end with the first that fails
+                broken = left if status == NO_WORKERS else left[:1]
+                for point in broken:
+                    self.say(f"{point.folder}: failed (exit status {status}); see {log}")
+                failed.update(broken)
+                left = left[len(broken) :]
+        return failed
+
+    def run_point(self, point: Point, suites: Sequence[str], lock: int) -> bool:
+        started, steps = time.monotonic(), steps_of(point, suites, self.runs)
+        for command in steps:
+            if self.stopping.is_set():
+                return False
+            status = self.call(command, log_of(point, self.runs), [lock])
+            if status and not self.stopping.is_set():
+                self.say(f"{point.folder}: failed (exit status {status}); see {log_of(point, self.runs)}")
+            if status:
+                return False
+        self.say(f"{point.folder}: finished" + (f" in {time.monotonic() - started:.0f} s" if steps else ""))
         return True
 
-    def call(self, command: list[str], log: Path, lock: int) -> int:
+    def call(self, command: list[str], log: Path, locks: Sequence[int]) -> int:
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
         with log.open("a") as file:
@@ -116,7 +166,7 @@ class LocalRunner:
                     return STOPPED
                 # A group of its own, so that Ctrl-C reaches it once, through us.
                 process = subprocess.Popen(
-                    command, stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0, pass_fds=(lock,)
+                    command, stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0, pass_fds=locks
                 )
                 self.processes.add(process)
             status = process.wait()

@@ -160,21 +160,23 @@ def _cell(
     if missing is not None:
         return Cell(row, column, read, (), missing, beside)
     own_overrides = {key: value for key, value in row_values.items() if key not in ROW_KEYS and value is not None}
-    method = own_overrides.get("method")
-    needed = {} if method is None else domain.get("methods", {}).get(method, {})
-    params = {"scale": domain["config"], **needed, **own_overrides, **column_values.get("overrides", {})}
     seeds, extra = asked
     if row_values.get("base"):
         seeds = seeds.split(",")[0]
-    return Cell(row, column, read, tuple(_points(params, extra, seeds)), None, beside)
+    params = own_overrides | column_values.get("overrides", {})
+    points = points_of(params, scale, column_values["domain"], extra, seeds)
+    return Cell(row, column, read, tuple(points), None, beside)
 
 
 def _without_scales(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in SCALES}
 
 
-def _points(params: Mapping[str, Any], extra: Sequence[str], seeds: str) -> Iterable[Point]:
-    given = [f"{key}={value}" for key, value in params.items()]
+def points_of(params: Mapping[str, Any], scale: str, domain: str, extra: Sequence[str], seeds: str) -> Iterable[Point]:
+    """The runs with overrides `params` and then `extra`, one for each of `seeds` ("0,1,2"), of a domain at a scale."""
+    settings = read_yaml(CONFIGS / "scale" / "settings.yaml")[scale][domain]
+    needed = settings.get("methods", {}).get(params.get("method"), {})
+    given = [f"{key}={value}" for key, value in {"scale": settings["config"], **needed, **params}.items()]
     for overrides in expand((*given, *extra, f"seed={seeds}")):
         values = dict(item.split("=", 1) for item in overrides)
         yield Point(tuple(overrides), values.get("method"), int(values["seed"]), folder_of(values))
