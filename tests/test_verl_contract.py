@@ -63,6 +63,10 @@ STARTS_WITH = {
     "verl.experimental.agent_loop.agent_loop.AgentLoopBase.ct_merge_context_msg": [
         "self", "previous_messages", "updated_messages", "runtime_token_ids", "response_mask", "response_logprobs",
     ],
+    "verl.workers.rollout.llm_server.LLMServerClient.__init__": ["self", "config", "load_balancer_handle"],
+    "verl.workers.rollout.llm_server.LLMServerClient._acquire_server": ["self", "request_id"],
+    "verl.workers.rollout.llm_server.LLMServerClient._release_server": ["self", "server_id", "request_id"],
+    "verl.workers.rollout.llm_server.LLMServerManager.get_client": ["self", "client_cls"],
     "verl.workers.rollout.llm_server.LLMServerClient.generate": ["self", "request_id", "prompt_ids", "sampling_params"],
     "verl.trainer.ppo.utils.create_rl_dataset": ["data_paths", "data_config", "tokenizer", "processor"],
     "verl.trainer.ppo.utils.create_rl_sampler": ["data_config", "dataset"],

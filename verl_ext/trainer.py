@@ -28,9 +28,10 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 from verl.workers.config import HFModelConfig
-from verl.workers.rollout.llm_server import LLMServerManager
+from verl.workers.rollout.llm_server import LLMServerClient, LLMServerManager
 from verl.workers.utils.padding import response_to_nested
 
+from verl_ext.llm_client import OnlyReplicaClient
 from verl_ext.replay_buffer import BoundedReplayBuffer
 from verl_ext.watchdog import Watchdog
 
@@ -183,6 +184,15 @@ class RecipeTrainer(PPOTrainerSync):
             llm_client=self.get_llm_client(),
             teacher_client=self.get_teacher_client(),
             reward_loop_worker_handles=self.get_reward_handles(),
+        )
+
+    def get_llm_client(self) -> LLMServerClient:
+        """verl's, or the one that has nothing to balance."""
+        manager = self.llm_server_manager
+        if len(manager.server_handles) != 1:
+            return super().get_llm_client()
+        return manager.get_client(
+            OnlyReplicaClient, server_id=manager.server_addresses[0], server=manager.server_handles[0]
         )
 
     def wake_rollout_engine(self) -> None:

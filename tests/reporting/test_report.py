@@ -132,9 +132,9 @@ def test_markdown_and_csv_have_the_same_numbers(table):
     """Value, half width and difference of every cell, rounded to the digits that the CSV names."""
     text = markdown(table, "command")
     for line in csv.DictReader(io.StringIO(as_csv(table))):
-        cell = shown(text, line["row"], line["column"])
         if line["ours"] == "":
             continue
+        cell = shown(text, line["row"], line["column"])
         match = CELL.fullmatch(cell)
         assert match, cell
         half = "" if line["low"] == "" else str((float(line["high"]) - float(line["low"])) / 2)
@@ -156,13 +156,14 @@ def test_a_missing_cell_never_shows_a_number(table):
     for entry in table.entries:
         if entry.ours is not None:
             continue
-        assert not any(character.isdigit() for character in shown(text, entry.row, entry.column).split(" / ")[1])
+        if entry.column in table.columns:
+            assert not any(character.isdigit() for character in shown(text, entry.row, entry.column).split(" / ")[1])
         assert not any(character.isdigit() for character in tables.ours_as_text(entry))
     for line in csv.DictReader(io.StringIO(as_csv(table))):
         if line["status"] in (NOT_RUN, NOT_AVAILABLE, NOT_REACHED):
             assert line["ours"] == line["low"] == line["high"] == line["difference"] == ""
     assert source.count(r" \\") == len(table.sweep.rows) + 1
-    assert all(line.count("&") - line.count(r"\&") == len(table.sweep.columns) for line in source.splitlines()[6:-4]
+    assert all(line.count("&") - line.count(r"\&") == len(table.columns) for line in source.splitlines()[6:-4]
                if "&" in line)  # fmt: skip
 
 

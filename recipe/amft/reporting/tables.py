@@ -61,6 +61,14 @@ class Table:
     def entry(self, row: str, column: str) -> Entry:
         return next(entry for entry in self.entries if (entry.row, entry.column) == (row, column))
 
+    @property
+    def columns(self) -> list[str]:
+        """Those of the sweep in which there can be a number of ours at this scale; all where there is none."""
+        missing = {entry.column for entry in self.entries} - {
+            entry.column for entry in self.entries if entry.status != NOT_AVAILABLE
+        }
+        return [column for column in self.sweep.columns if column not in missing] or list(self.sweep.columns)
+
 
 def read_table(sweep: Sweep, paper: Printed, runs: Path) -> Table:
     """The entries of `sweep` from the run folders under `runs`."""
@@ -155,9 +163,9 @@ def summary(cells: Sequence[str]) -> str:
 
 
 def markdown(table: Table, command: str) -> str:
-    rows = [["", *table.sweep.columns]]
+    rows = [["", *table.columns]]
     for row in table.sweep.rows:
-        rows.append([row, *(cell_as_text(table.entry(row, column)) for column in table.sweep.columns)])
+        rows.append([row, *(cell_as_text(table.entry(row, column)) for column in table.columns)])
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     head = f"# {table.sweep.name}: {table.printed.title}"
@@ -197,11 +205,11 @@ def latex(table: Table) -> str:
     """A booktabs table: paper / ours ± half."""
     lines = [
         r"\begin{table}", r"\centering", f"\\caption{{{escape(table.printed.title)}: paper / ours.}}",
-        f"\\label{{tab:{table.sweep.name}}}", r"\begin{tabular}{l" + "c" * len(table.sweep.columns) + "}", r"\toprule",
-        " & ".join(["", *map(escape, table.sweep.columns)]) + r" \\", r"\midrule",
+        f"\\label{{tab:{table.sweep.name}}}", r"\begin{tabular}{l" + "c" * len(table.columns) + "}", r"\toprule",
+        " & ".join(["", *map(escape, table.columns)]) + r" \\", r"\midrule",
     ]  # fmt: skip
     for row in table.sweep.rows:
-        cells = [table.entry(row, column) for column in table.sweep.columns]
+        cells = [table.entry(row, column) for column in table.columns]
         shown = [f"{entry.paper or '-'} / {ours_as_text(entry)}" for entry in cells]
         lines.append(" & ".join(map(escape, [row, *shown])) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
