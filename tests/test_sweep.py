@@ -241,6 +241,8 @@ def test_states_of_a_point(tmp_path):
 
 # ---- running -------------------------------------------------------------------------------------------------------
 
+FIVE_METHODS = ["SFT", "SFT_KL", "RL_GRPO", "LUFFY", "SRFT*"]  # of AMFT Table 2: a point each, and two suites
+
 # Stands for recipe.amft.main and recipe.amft.evaluate: writes what they would write, or waits, or fails.
 STAND_IN = """
 import json, pathlib, sys, time
@@ -286,7 +288,7 @@ def starts(runs: Path, point: Point) -> int:
 def test_finished_points_are_skipped_and_broken_ones_go_on(tmp_path, stand_in, capsys):
     """A failing point does not stop the others; the next call runs only what is left."""
     request = [
-        "amft_table4",
+        "amft_table2",
         "scale=paper",
         "--seeds",
         "0",
@@ -297,12 +299,13 @@ def test_finished_points_are_skipped_and_broken_ones_go_on(tmp_path, stand_in, c
         "--jobs",
         "2",
     ]
-    stand_in(breaks="amft_no_meta")
+    request += ["--rows", *FIVE_METHODS]
+    stand_in(breaks="luffy")
     with pytest.raises(SystemExit) as ended:
         command.main(request)
     assert ended.value.code == 1
-    assert "amft_no_meta" in capsys.readouterr().out.split("failed")[0].splitlines()[-1]
-    points = load("amft_table4", "paper", seeds=[0]).points()
+    assert "luffy" in capsys.readouterr().out.split("failed")[0].splitlines()[-1]
+    points = load("amft_table2", "paper", seeds=[0], rows=FIVE_METHODS).points()
     assert {point.method: starts(tmp_path, point) for point in points} == dict.fromkeys(
         (point.method for point in points), 1
     )
@@ -312,7 +315,7 @@ def test_finished_points_are_skipped_and_broken_ones_go_on(tmp_path, stand_in, c
         command.main(request)
     assert ended.value.code == 0
     assert {point.method: starts(tmp_path, point) for point in points} == {
-        point.method: 2 if point.method == "amft_no_meta" else 1 for point in points
+        point.method: 2 if point.method == "luffy" else 1 for point in points
     }
     assert all(state_of(point, suites, tmp_path).finished for point, suites in points.items())
     evaluated = [tmp_path / point.folder / "evaluation" / suite for point, suites in points.items() for suite in suites]
@@ -449,10 +452,11 @@ def programs(tmp_path, monkeypatch):
 def test_slurm_gets_an_array_of_runs_and_one_of_evaluations(tmp_path, programs):
     """Trained points are only evaluated; each evaluation waits for its run; the options of the batch script hold."""
     runs = tmp_path / "runs"
-    points = list(load("amft_table4", "paper", seeds=[0]).points())
+    points = list(load("amft_table2", "paper", seeds=[0], rows=FIVE_METHODS).points())
     (runs / points[1].folder).mkdir(parents=True)
     (runs / points[1].folder / "FINISHED").write_text("")
-    request = ["amft_table4", "scale=paper", "--seeds", "0", "--runs", str(runs), "--submit", "slurm", "--jobs", "2"]
+    request = ["amft_table2", "scale=paper", "--seeds", "0", "--runs", str(runs), "--submit", "slurm", "--jobs", "2"]
+    request += ["--rows", *FIVE_METHODS]
     with pytest.raises(SystemExit) as ended:
         command.main([*request, "--options=--partition=gpu --nodes=8"])
     assert ended.value.code == 0
