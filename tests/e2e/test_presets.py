@@ -45,12 +45,12 @@ def test_rollouts_measure_utility_between_validations(run):
     steps = [row for row in finished.metrics if row["phase"] == "train"]
     assert ["meta/utility" in row for row in steps] == [False, False, True, False], "validation rollouts at t = 2"
     assert ["meta/gradient" in row for row in steps] == [False, True, True, True]
-    for row in steps[1:]:
+    for before, row in ((steps[0], steps[1]), (steps[2], steps[3])):
         assert row["meta/dot"] != 0
         assert 0 < abs(row["meta/cosine"]) <= 1
-    assert len({row["controller/mu"] for row in steps}) == 4
+        assert row["controller/mu"] != before["controller/mu"]
     pending = json.loads((finished.folder / "checkpoints" / "global_step_4" / "amft.json").read_text())["utility"]
-    assert len(pending) == 1, "the second mini-batch of t = 2 waits for the decision of t = 3"
+    assert len(pending) == 1, "the second mini-batch of the last step waits for a decision"
     assert pending[0]["dot"] != 0
 
 
