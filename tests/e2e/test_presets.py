@@ -54,6 +54,16 @@ def test_rollouts_measure_utility_between_validations(run):
     assert pending[0]["dot"] != 0
 
 
+def test_supervised_training_starts_no_rollout_engine_before_a_validation(run):
+    """With an option that vLLM does not know a run without validations ends well; one with a validation cannot."""
+    unknown = "+actor_rollout_ref.rollout.engine_kwargs.vllm.no_such_option=1"
+    finished = run("method=sft", unknown)
+    assert finished.status == 0, finished.output
+    failed = run("method=sft", unknown, "amft.overwrite=true", "trainer.test_freq=2")
+    assert failed.status != 0
+    assert "workers ready" in failed.output, "and it fails there, not before"
+
+
 def test_ppo_trains_actor_and_critic(run):
     """PPO: mu = 0, no demonstration is used after the warm-up, the critic's loss is reported."""
     finished = run("method=ppo")

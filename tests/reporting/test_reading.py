@@ -20,6 +20,9 @@ def test_the_recorded_run(recorded):
     assert read_number(recorded, {"metric": "val/success", "at": "start"}) == 100 * success[0]
     assert read_number(recorded, {"metric": "val/success"}) == 100 * success[-1]
     assert read_number(recorded, {"metric": "val/success", "at": "best"}) == 100 * max(success)
+    warmed = series([row for row in rows if row["phase"] == "warm-up"], "val/success")[1]
+    warmed_number = read_number(recorded, {"metric": "val/success", "at": "warmed"})
+    assert warmed_number == (100 * warmed[-1] if warmed else None)
     assert read_number(recorded, {"metric": "controller/mu"}) == series(rows, "controller/mu")[1][-1]
     updates = sum("meta/gradient" in row for row in rows)
     assert read_number(recorded, {"metric": "meta/gradient", "count": "occurrences"}) == updates > 0

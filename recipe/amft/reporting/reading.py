@@ -45,7 +45,9 @@ def read_number(folder: Path, read: Mapping[str, Any]) -> float | None:
         return _evaluated(folder / "evaluation" / read["suite"] / "summary.json", read)
     if not (folder / FINISHED).exists():
         return None
-    rows, metric = read_metrics(folder), read["metric"]
+    rows, metric, at = read_metrics(folder), read["metric"], read.get("at", "last")
+    if at == "warmed":  # what the warm-up ended with
+        rows = [row for row in rows if row["phase"] == "warm-up"]
     steps, values = series(rows, metric)
     if read.get("count") == "occurrences":
         return float(len(values))
@@ -55,8 +57,8 @@ def read_number(folder: Path, read: Mapping[str, Any]) -> float | None:
     if "count" in read:
         reached = next((step for step, value in zip(steps, values, strict=True) if value >= read["target"]), None)
         return math.inf if reached is None else spent(folder, rows, reached, read["count"])
-    choose = {"start": lambda: values[0], "best": lambda: max(values), "last": lambda: values[-1]}
-    return float(choose[read.get("at", "last")]())
+    choose = {"start": values[0], "warmed": values[-1], "best": max(values), "last": values[-1]}
+    return float(choose[at])
 
 
 def factor(metric: str) -> float:
