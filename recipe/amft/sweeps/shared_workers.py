@@ -4,9 +4,9 @@
 
 PLAN is a JSON list of runs, each a list of overrides of recipe.amft.main, whose workers are configured alike
 (`workers_of`). Every run begins from the same saved weights, or goes on from its own last checkpoint, and leaves the
-folder of a run of its own; an earlier form of this gave the same numbers too (docs/log.md). The first run that fails ends the process: nobody could say
-what it left behind in the workers, whose logs are in the folder PLAN without its suffix. Exit status: 0, NO_WORKERS
-when they did not start, else 1.
+folder of a run of its own. The first run that fails ends the process: nobody could say what it left behind in the
+workers, whose logs are in the folder PLAN without its suffix. Exit status: 0, NO_WORKERS when they did not start,
+else 1.
 """
 
 import json
