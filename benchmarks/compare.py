@@ -12,11 +12,12 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from recipe.amft.sweeps.measured import MEASURED, measured
 
 STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided, by number of seeds
 
@@ -33,40 +34,18 @@ class Outcome:
 
 def measure(method: str, seed: int, folder: Path, overrides: list[str]) -> Outcome:
     """Run (or read) one point."""
-    record = folder / "measured.json"
+    record = folder / MEASURED
     if not record.exists():
         command = [sys.executable, "-m", "recipe.amft.main", f"method={method}", f"amft.run_dir={folder}"]
         seeds = [f"data.seed={seed}", f"amft.demonstrations.seed={seed}", f"amft.rollout_seed={seed}"]
-        started = time.monotonic()
         process = subprocess.Popen([*command, "amft.overwrite=true", *seeds, *overrides])
-        peak = peak_memory(process)
-        if process.returncode:
-            raise SystemExit(f"error: {' '.join(command)} ended with status {process.returncode}.")
-        record.write_text(json.dumps({"seconds": time.monotonic() - started, "gib": peak}))
+        with measured(folder, psutil.Process(process.pid)):
+            if process.wait():
+                raise SystemExit(f"error: {' '.join(command)} ended with status {process.returncode}.")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validated = [row for row in rows if "val/success" in row]
     warm = [row for row in validated if row["phase"] == "warm-up"]
     return Outcome(warm[-1]["val/success"], validated[-1]["val/success"], **json.loads(record.read_text()))
-
-
-def peak_memory(process: subprocess.Popen) -> float:
-    """Largest sum of proportional set sizes over the process and its descendants, GiB, sampled until it ends."""
-    peak = 0
-    while process.poll() is None:
-        total = 0
-        try:
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            break
-        for member in family:
-            try:
-                total += member.memory_full_info().pss
-            except psutil.Error:
-                continue
-        peak = max(peak, total)
-        time.sleep(1)
-    process.wait()
-    return peak / 2**30
 
 
 def interval(values: list[float]) -> str:

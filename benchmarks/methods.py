@@ -19,6 +19,7 @@ import math
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.compare import interval
@@ -27,8 +28,9 @@ from recipe.amft.main import CONFIGS
 from recipe.amft.preflight import preflight
 from recipe.amft.run_folder import RunFolder
 from recipe.amft.sweeps.execution import LocalRunner, same_workers, training
+from recipe.amft.sweeps.measured import MEASURED
 from recipe.amft.sweeps.points import Point, points_of
-from recipe.amft.sweeps.shared_workers import MEASURED, composed, restart, save
+from recipe.amft.sweeps.shared_workers import composed, restart, save
 from recipe.amft.sweeps.states import state_of
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
@@ -59,30 +61,33 @@ def time_points(points: list[Point], rounds: int, runs: Path) -> None:
             trainer.warm_up_step()
         warm = own / "warm"
         save(trainer, warm)
+        # The first step on new workers is twice as slow as those that follow: not counted.
+        list(time_steps(trainer, training(points[0], own), warm))
         with open(runs / SPEED, "a") as lines:
             for number in range(rounds):
                 for point in points:
-                    restart(trainer, [*training(point, own), "amft.overwrite=true"], warm)
-                    trainer.finish_warm_up({})
-                    every = trainer.settings.utility.every
-                    asks = trainer.method.plan(every, trainer.state.method).utility
-                    for step in (1, 2, *([every] if asks else [])):
-                        seconds = time_step(trainer, step)
-                        row = {"group": points[0].method, "method": point.method, "round": number, "step": step}
-                        row["meta_update"] = trainer.method.plan(step, trainer.state.method).utility
-                        lines.write(json.dumps(row | {"seconds": seconds}) + "\n")
+                    names = {"group": points[0].method, "method": point.method, "round": number}
+                    for row in time_steps(trainer, training(point, own), warm):
+                        lines.write(json.dumps(names | row) + "\n")
                         lines.flush()
 
     train(config, settings, folder, body)
 
 
-def time_step(trainer, step: int) -> float:
-    """Seconds of one training step with its weight sync, if it generates."""
-    trainer.global_steps += 1
-    trainer.timings = {}
-    with trainer.timed("step"):
-        trainer.train_step(step)
-    return trainer.timings["step"]
+def time_steps(trainer, overrides: list[str], warm: Path) -> Iterator[dict]:
+    """Seconds of two steps from the warmed policy, weight sync included, and of one with a meta-update if there are."""
+    restart(trainer, [*overrides, "amft.overwrite=true"], warm)
+    trainer.finish_warm_up({})
+    every = trainer.settings.utility.every
+    for step in dict.fromkeys((1, 2, every)):
+        meta_update = trainer.method.plan(step, trainer.state.method).utility
+        if step > 2 and not meta_update:
+            continue
+        trainer.global_steps += 1
+        trainer.timings = {}
+        with trainer.timed("step"):
+            trainer.train_step(step)
+        yield {"step": step, "meta_update": meta_update, "seconds": trainer.timings["step"]}
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

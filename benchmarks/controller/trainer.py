@@ -142,6 +142,7 @@ class Run:
         assert mixed[0] is not None
         norm = self.descend(mixed[0], learning_rate)
         if plan.track_tangent:
+            self.tangent.start_step(self.config.controller.meta)
             advance_tangent_(
                 self.tangent,
                 disagreement,

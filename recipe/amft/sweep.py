@@ -161,7 +161,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="in place of the file's")
     parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these rows of the tables")
-    parser.add_argument("--status", action="store_true", help="only say what is left (as without --submit)")
     parser.add_argument("--commands", action="store_true", help="print the commands that are left")
     parser.add_argument("--check", action="store_true", help="compose and check every run, start none")
     parser.add_argument("--options", default="", metavar="'...'", help="further options of sbatch or `ray job submit`")

@@ -312,7 +312,6 @@ class AMFTTrainingWorker(GradientWorker):
             eps=group.get("eps", 0.0),
             weight_decay=group["weight_decay"],
             config=self.meta,
-            starts_training_step=False,
         )
 
     def _inner_products(self, *pairs: tuple[Shards, Shards]) -> list[float]:

@@ -104,6 +104,7 @@ def train(
             moments = [
                 (state["exp_avg"], state["exp_avg_sq"]) for state in optimizer.state.values() if "exp_avg" in state
             ]
+            tangent.start_step(config)
             advance_tangent_(
                 tangent,
                 disagreement,

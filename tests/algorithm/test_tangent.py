@@ -23,13 +23,17 @@ def advance_(
     advance_tangent_(tangent, disagreement, mixed, moments, config=config, **settings)
 
 
-def take_step_(tangent: Tangent, step: int, config: MetaConfig, **overrides: Any) -> list[Tensor]:
+def take_step_(
+    tangent: Tangent, step: int, config: MetaConfig, starts_training_step: bool = True, **overrides: Any
+) -> list[Tensor]:
     """Advance the tangent through one step with random gradients; returns their disagreement d."""
     generator = torch.Generator().manual_seed(step)
     sft, rl = ([torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 2), (4,))] for _ in "SR")
     difference = [s - r for s, r in zip(sft, rl, strict=True)]
     moments = [(torch.ones_like(d), torch.ones_like(d)) for d in difference]
     mixed, disagreement = mix_(sft, rl, 1.0, 1.0, 0.5)
+    if starts_training_step:
+        tangent.start_step(config)
     advance_(tangent, disagreement, mixed, moments, config, step=step, **overrides)
     return difference
 

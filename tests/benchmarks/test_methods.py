@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.methods import METHODS, points_for, results_table, speed_table
 from recipe.amft.sweeps.execution import same_workers
+from recipe.amft.sweeps.measured import MEASURED
 from recipe.amft.sweeps.points import load
-from recipe.amft.sweeps.shared_workers import MEASURED
 
 
 def test_methods_share_workers_exactly_when_the_workers_are_built_alike():

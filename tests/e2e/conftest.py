@@ -69,16 +69,25 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def arguments(cache):
+    """The overrides of a small run in a folder; later ones win, `only` leaves out those of SMALL."""
+
+    def build(folder: Path, *overrides: str, only: bool = False) -> list[str]:
+        method = next((item.removeprefix("method=") for item in overrides if item.startswith("method=")), "amft")
+        folders = [f"amft.run_dir={folder}", f"amft.cache_dir={cache}"]
+        items = [*folders, *([] if only else small_for(method)), *overrides]
+        return list({item.split("=", 1)[0].lstrip("+"): item for item in items}.values())
+
+    return build
+
+
 @pytest.fixture
-def command(cache, tmp_path):
-    """The command line of a small run in `tmp_path / "run"`; later overrides win, `only` leaves out those of SMALL."""
+def command(arguments, tmp_path):
+    """The command line of a small run in `tmp_path / "run"`."""
 
     def build(*overrides: str, only: bool = False) -> list[str]:
-        method = next((item.removeprefix("method=") for item in overrides if item.startswith("method=")), "amft")
-        folders = [f"amft.run_dir={tmp_path / 'run'}", f"amft.cache_dir={cache}"]
-        items = [*folders, *([] if only else small_for(method)), *overrides]
-        last = {item.split("=", 1)[0].lstrip("+"): item for item in items}
-        return [sys.executable, "-m", "recipe.amft.main", *last.values()]
+        return [sys.executable, "-m", "recipe.amft.main", *arguments(tmp_path / "run", *overrides, only=only)]
 
     return build
 

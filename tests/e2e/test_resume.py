@@ -1,15 +1,19 @@
-"""A run that is killed goes on where its last checkpoint stopped, as if nothing had happened."""
+"""A run that is killed goes on where its last checkpoint stopped, and on shared workers, as if nothing had happened."""
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 LONG = ["amft.warm_up.steps=2", "trainer.total_training_steps=4", "trainer.save_freq=1", "amft.utility.every=2"]
+OTHER = ["method=grpo", "amft.warm_up.steps=1", "trainer.total_training_steps=4"]
 SAME = (
     "controller/mu",
     "controller/entropy",
@@ -22,7 +26,20 @@ SAME = (
 )
 
 
-def run_until_step(command: list[str], environment: dict, metrics, step: int) -> None:
+@pytest.fixture(scope="module")
+def uninterrupted(arguments, environment, tmp_path_factory) -> list[dict]:
+    """The metrics of the run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = [sys.executable, "-m", "recipe.amft.main", *arguments(folder / "run", *LONG)]
+    subprocess.run(command, env=environment, check=True, timeout=400, capture_output=True)
+    return rows_of(folder / "run")
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_until_step(command: list[str], environment: dict, metrics: Path, step: int) -> None:
     """Start the command and SIGKILL it when step `step` is in the metrics."""
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -36,10 +53,16 @@ def run_until_step(command: list[str], environment: dict, metrics, step: int) ->
     process.wait(timeout=30)
 
 
-def test_killed_twice_and_resumed_equals_the_uninterrupted_run(run, command, environment, tmp_path):
+def check_same(found: list[dict], expected: list[dict]) -> None:
+    """Every step once, with the same mu, losses and rewards."""
+    assert [row["step"] for row in found] == [row["step"] for row in expected] == [1, 2, 3, 4, 5, 6]
+    for got, wanted in zip(found, expected, strict=True):
+        for name in (name for name in SAME if name in wanted):
+            assert got[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-6), (name, got["step"])
+
+
+def test_killed_twice_and_resumed_equals_the_uninterrupted_run(run, command, environment, tmp_path, uninterrupted):
     """Killed in the warm-up and again with a tangent pending: the same mu, losses and rewards at every step."""
-    whole = run(*LONG, f"amft.run_dir={tmp_path / 'whole'}")
-    assert whole.status == 0, whole.output
     interrupted = command(*LONG)
     metrics = tmp_path / "run" / "metrics.jsonl"
     run_until_step(interrupted, environment, metrics, step=1)
@@ -47,11 +70,23 @@ def test_killed_twice_and_resumed_equals_the_uninterrupted_run(run, command, env
     resumed = run(*LONG)
     assert resumed.status == 0, resumed.output
     assert "resumed after step" in resumed.output
-    import json
+    check_same(resumed.metrics, uninterrupted)
 
-    expected = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in resumed.metrics] == [row["step"] for row in expected] == [1, 2, 3, 4, 5, 6]
-    for got, wanted in zip(resumed.metrics, expected, strict=True):
-        for name in SAME:
-            if name in wanted:
-                assert got[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-6), (name, got["step"])
+
+def test_runs_on_shared_workers_equal_a_run_alone(arguments, environment, tmp_path, uninterrupted):
+    """After another method, killed and taken up in front of another one, on workers that all of them share."""
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    plan, rest = tmp_path / "plan.json", tmp_path / "rest.json"
+    plan.write_text(json.dumps([arguments(first, *OTHER), arguments(second, *LONG)]))
+    rest.write_text(json.dumps([arguments(second, *LONG), arguments(third, *LONG)]))
+    command = [sys.executable, "-m", "recipe.amft.sweeps.shared_workers"]
+    run_until_step([*command, str(plan)], environment, second / "metrics.jsonl", step=4)
+    assert (first / "FINISHED").exists()
+    assert not (second / "FINISHED").exists()
+    finished = subprocess.run([*command, str(rest)], env=environment, text=True, capture_output=True, timeout=400)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "resumed after step" in finished.stdout
+    for folder in (second, third):
+        check_same(rows_of(folder), uninterrupted)
+        assert (folder / "FINISHED").exists()
+        assert json.loads((folder / "measured.json").read_text())["gib"] > 0

@@ -180,7 +180,6 @@ def advance_tangent_(
     eps: float,
     weight_decay: float,
     config: MetaConfig,
-    starts_training_step: bool = True,
 ) -> None:
     """Carry the tangent through the optimiser step that has just been taken; consumes `disagreement`.
 
@@ -189,13 +188,11 @@ def advance_tangent_(
     unclipped g, over all shards. `moments` are (exp_avg, exp_avg_sq) after the step, for inner=adamw only; `step`,
     `lr`, `betas`, `eps` and `weight_decay` are those of the step, one for all parameters. A parameter whose gradient is
     None was left alone, and so is its tangent. The entries of `disagreement` are overwritten, then released.
-    With several optimiser steps per training step only the first has `starts_training_step`: their tangents add up.
+    `Tangent.start_step` is to be called once before the first optimiser step of a training step; their tangents add up.
     ValueError for a `norm` that is not finite: the optimiser skips such a step, and so must the caller.
     """
     if not math.isfinite(norm):
         raise ValueError(f"norm={norm!r} is not finite: the optimiser skipped the step, do not advance the tangent.")
-    if starts_training_step:
-        tangent.start_step(config)
     along_disagreement, along_gradient = 1.0, 0.0
     if config.inner != "sgd":
         along_disagreement, along_gradient = clipped_tangent_coefficients(norm, dot_mixed_disagreement, max_norm)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipe.amft.run_state import STATE_FILE
+
 CHECKPOINT = re.compile(r"global_step_(\d+)")
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 RUN_IDENTITY, RUN_MODEL = "run.json", "model"  # as recipe/amft/run_folder.py writes them
-COMPLETE, OWN_STATE = "COMPLETE", "amft.json"  # as verl_ext/trainer.py and the recipe's trainer write them
+COMPLETE = "COMPLETE"  # as verl_ext/trainer.py writes it
 SOURCE = "merged_from.json"
 CHUNKS, CHUNK_BYTES = 64, 65_536  # of a weight file that its digest reads
 
@@ -129,7 +131,7 @@ def _checkpoint(path: str, folder: Path) -> Model:
             "of verl's FSDP workers; give another."
         )
     world_size = json.loads((shards / "fsdp_config.json").read_text()).get("world_size")
-    unfinished = (folder / OWN_STATE).exists() and not (folder / COMPLETE).exists()
+    unfinished = (folder / STATE_FILE).exists() and not (folder / COMPLETE).exists()
     if unfinished or len(files) != world_size:
         raise ValueError(
             f"model={path} is not complete ({len(files)} of {world_size} shards; written to its end: "
@@ -156,7 +158,7 @@ def _shard_files(folder: Path) -> list[Path]:
 def _steps(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, in the order of their steps."""
     found = [entry for entry in folder.glob("global_step_*") if CHECKPOINT.fullmatch(entry.name)]
-    complete = [entry for entry in found if (entry / COMPLETE).exists() or not (entry / OWN_STATE).exists()]
+    complete = [entry for entry in found if (entry / COMPLETE).exists() or not (entry / STATE_FILE).exists()]
     return sorted(complete, key=lambda entry: int(entry.name.rsplit("_", 1)[1]))
 
 

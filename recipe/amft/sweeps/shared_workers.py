@@ -12,22 +12,18 @@ else 1.
 import json
 import shutil
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 from omegaconf import OmegaConf, open_dict
 
 from recipe.amft.launch import train
 from recipe.amft.main import compose
 from recipe.amft.preflight import preflight
 from recipe.amft.sweeps.execution import NO_WORKERS
+from recipe.amft.sweeps.measured import measured
 
-MEASURED = "measured.json"
 # What the driver reads anew for each run; everything else is built into the workers.
 DRIVERS_OWN = (
     "actor_rollout_ref.rollout.n",
@@ -83,12 +79,9 @@ def train_together(runs: Sequence[Sequence[str]], scratch: Path) -> None:
         there_are_workers = True
         save(trainer, initial)
         for overrides in runs:
-            started = time.monotonic()
-            with peak_memory() as peak:
-                restart(trainer, overrides, initial)
+            restart(trainer, overrides, initial)
+            with measured(trainer.folder.path):
                 trainer.fit()
-            measured = {"seconds": time.monotonic() - started, "gib": peak[0]}
-            (trainer.folder.path / MEASURED).write_text(json.dumps(measured))
             trainer.folder.finish()
 
     try:
@@ -124,30 +117,6 @@ def restart(trainer, overrides: Sequence[str], initial: Path) -> None:
     trainer.actor_rollout_wg.forget()
     trainer.weights_changed()
     trainer._load_checkpoint()
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """A list whose only item becomes the largest sum of proportional set sizes of this process tree, GiB."""
-    peak, ended = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(10):  # a look takes a tenth of a second of a core
-            total = 0
-            for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            peak[0] = max(peak[0], total / 2**30)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        thread.join()
 
 
 def main() -> None:
