@@ -16,11 +16,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 SECONDS = 900
 REPOSITORY = Path(__file__).parents[2]
 OWN = ("amft.task.", "amft.model.options.", "data.max_response_length", "trainer.test_freq", "trainer.save_freq")
-# What each run has of its own. One has a vision tower that stays as it is.
+# What each run has of its own. One has the other family of models, with a vision tower that stays as it is.
 OPTIONS = {
     "gp_vl_small": [f"amft.task.options.{split}=8" for split in ("train", "validation", "test")],
     "virl_vl_small": [
         *(f"amft.task.options.{split}={size}" for split, size in (("train", 4), ("validation", 4), ("test", 2))),
+        "amft.model.options.family=qwen3_vl",
         "actor_rollout_ref.actor.freeze_vision_tower=true",
     ],
 }
@@ -63,7 +64,6 @@ def test_a_task_with_images_trains_and_validates(run, small, task, cache):
     assert any("language_model." in name or "model.layers." in name for name in moved)
 
 
-@pytest.mark.skip("not seen above 63% yet, after 140 supervised steps: docs/vision.md")
 def test_a_card_is_read_from_its_picture(run, environment, cache, tmp_path):
     """SFT, then SFT and RL in one loss: over 80% of the held-out renderings are read, where a guess reads 1 of 13. The
     evaluation command, from the checkpoint's shards, says the same."""
@@ -82,4 +82,4 @@ def test_a_card_is_read_from_its_picture(run, environment, cache, tmp_path):
     evaluated = subprocess.run(command, cwd=REPOSITORY, env=environment, text=True, capture_output=True, timeout=600)
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     success = json.loads((out / "summary.json").read_text())["benchmarks"]["test"]["metrics"]["success"]["mean"]
-    assert success == pytest.approx(last["val/success"], abs=0.1)
+    assert success == pytest.approx(last["val/success"], abs=0.02)

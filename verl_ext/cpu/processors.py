@@ -1,14 +1,15 @@
 """Vision-language models without torchvision, which has no CPU build in the usual package registry.
 
-transformers has image processors that need only Pillow, and takes them when torchvision is missing. Two things are in
-the way: a processor that also takes videos insists on its video processor, which exists for torchvision alone; and
-vLLM's model files import a function from the module of the torchvision processor, and look at it in a process of their
-own. Images need none of that.
+transformers has image processors that need only Pillow, and takes them when torchvision is missing. Three things are in
+the way: a processor that also takes videos insists on its video processor, which exists for torchvision alone; vLLM's
+model files import a function from the module of the torchvision processor, and look at it in a process of their own;
+and vLLM's Qwen3-VL asks for the video processor's sizes. Images need none of that.
 """
 
 import importlib
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 # A module that needs torchvision, and the one with the same functions that does not.
 FOLDER = "transformers.models.qwen2_vl."
@@ -46,3 +47,11 @@ def register_vllm_models() -> None:
         sys.modules.setdefault(missing, importlib.import_module(present))
     for name, module in VLLM_MODELS.items():
         ModelRegistry.register_model(name, getattr(importlib.import_module(module), name))
+    from vllm.model_executor.models.qwen3_vl import Qwen3VLProcessingInfo
+
+    Qwen3VLProcessingInfo.get_video_processor = sizes_of_images
+
+
+def sizes_of_images(info, **kwargs) -> SimpleNamespace:
+    """What vLLM asks Qwen3-VL's video processor for while it sizes its buffers, although no video is allowed."""
+    return SimpleNamespace(size=info.get_image_processor(**kwargs).size, temporal_patch_size=2)

@@ -15,8 +15,11 @@ from recipe.amft.evaluation.settings import Benchmark, EngineSettings, nearest
 
 CPU_KV_CACHE_GIB = 0.25
 IMAGES_OF_A_CONVERSATION = 16
-# Lets vLLM's engine process take images without torchvision (verl_ext/cpu/processors.py).
-CPU_VISION_SCHEDULER = "verl_ext.cpu.vllm_scheduler.Scheduler"
+# Let vLLM's processes take images without torchvision (verl_ext/cpu/vllm_images.py).
+CPU_IMAGES = {
+    "scheduler_cls": "verl_ext.cpu.vllm_images.Scheduler",
+    "worker_extension_cls": "verl_ext.cpu.vllm_images.WorkerExtension",
+}
 HEAD_DIM_MULTIPLE = 32  # of vLLM's CPU attention
 SHUTDOWN_SECONDS = 20.0  # vLLM's own 5 are less than its worker takes to end
 
@@ -76,7 +79,7 @@ def plan_engine(settings: EngineSettings, model_config: Mapping[str, Any], has_g
         if seeded:
             arguments["enable_chunked_prefill"] = False
         if shows_images:
-            arguments["scheduler_cls"] = CPU_VISION_SCHEDULER
+            arguments |= CPU_IMAGES
     if gib is not None:
         arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
     return EnginePlan(dtype, length, arguments | dict(settings.extra))
@@ -117,7 +120,7 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.log = log
-        if plan.arguments.get("scheduler_cls") == CPU_VISION_SCHEDULER:
+        if CPU_IMAGES.items() <= plan.arguments.items():
             from verl_ext.cpu.processors import allow_images_without_torchvision, register_vllm_models
 
             allow_images_without_torchvision()
