@@ -156,10 +156,10 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_outputs_are_illegal_and_fast(name):
     """A million characters, deep nesting and huge exponents cost no time and no stack: -3 in paper mode."""
-    start = time.perf_counter()
+    start = time.process_time()
     verdict = verify(HOSTILE[name], HAND, 24)
     upstream = verify(HOSTILE[name], HAND, 24, "upstream")
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     assert (verdict.name, verdict.reward) == ("illegal", -3.0)
     assert upstream.reward < 0
     assert len(verdict.reason) < 200
