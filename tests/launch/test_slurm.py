@@ -115,8 +115,9 @@ def test_two_nodes_with_a_requeue_are_one_node_with_two_ranks(slurm, submit, unt
 
 
 def test_a_lost_node_fails_clearly_and_the_same_command_goes_on(slurm, submit, until_step, overrides, tmp_path, until):
-    """Ray killed on n2: the job fails and says so. Submitted again it resumes; scancel then leaves no process."""
-    arguments = overrides(*LONG, "trainer.total_training_steps=50")
+    """Ray killed on n2: the job fails and says so. Submitted again it resumes, and again when its time limit has put it
+    back into the queue; scancel then leaves no process."""
+    arguments = overrides(*LONG, "trainer.total_training_steps=200")
     number = submit(arguments)
     until_step(number, 2)
     victims = [process for process in slurm.on_node("n2") if "raylet" in process.name()]
@@ -133,8 +134,10 @@ def test_a_lost_node_fails_clearly_and_the_same_command_goes_on(slurm, submit, u
     assert not (tmp_path / "run" / "FINISHED").exists()
     assert slurm.left() == []
 
-    number = submit(arguments)
-    until(lambda: "resumed after step" in output(tmp_path, number), 400, "the run was not resumed")
+    number = submit(arguments, "--time=4", "--signal=B:USR1@60")
+    until(lambda: output(tmp_path, number).count("resumed after step") == 2, 900, "the run was not resumed twice")
+    assert "USR1: back into the queue" in output(tmp_path, number)
+    assert slurm.job(number)["Restarts"] == "1"
     slurm.slurm("scancel", number)
     assert slurm.wait(number, 60)["JobState"] == "CANCELLED"
     assert slurm.left() == []

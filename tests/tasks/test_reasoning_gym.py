@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from gym_problems import posed, result_of
 
 from benchmarks.reasoning_gym import WITHOUT_ANSWERS, problem_of, usable_datasets
 from recipe.amft.data.files import normalised
@@ -27,19 +28,6 @@ SAFE = {module.rpartition(".")[2] for module in worker.EVALUATING}
 SAFE |= {"countdown", "polynomial_multiplication", "simple_integration", "intermediate_integration"}
 TRIED = sorted({*WITHOUT_ANSWERS, *SAFE, *usable_datasets()[::10]})
 SUMS = {"dataset": "basic_arithmetic", "config": {"max_terms": 2, "operators": ["+"]}, "answer_format": "plain"}
-
-
-def posed(dataset, index=0, **env_kwargs):
-    """An environment with an entry of `dataset` posed."""
-    environment = make_environment("reasoning_gym", {"dataset": dataset, "answer_format": "plain"} | env_kwargs)
-    environment.reset(0, {"index": index, "size": 100})
-    return environment
-
-
-def result_of(answer, dataset, **env_kwargs):
-    """(reward, problem) of one answer."""
-    _, reward, _, _, info = posed(dataset, **env_kwargs).step(answer)
-    return reward, info["problem"]
 
 
 # ---- entries and scores ----------------------------------------------------------------------------------------------

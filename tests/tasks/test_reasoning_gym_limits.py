@@ -9,24 +9,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from gym_problems import posed, result_of
 
-from recipe.amft.tasks.environment import make_environment
 from recipe.amft.tasks.reasoning_gym import scorer, worker
 
 reasoning_gym = import_module("reasoning_gym")  # after entries.py, which stands in for pycosat
-
-
-def posed(dataset, index=0, **env_kwargs):
-    """An environment with an entry of `dataset` posed."""
-    environment = make_environment("reasoning_gym", {"dataset": dataset, "answer_format": "plain"} | env_kwargs)
-    environment.reset(0, {"index": index, "size": 100})
-    return environment
-
-
-def result_of(answer, dataset, **env_kwargs):
-    """(reward, problem) of one answer."""
-    _, reward, _, _, info = posed(dataset, **env_kwargs).step(answer)
-    return reward, info["problem"]
 
 
 EVALUATE = ("eval", "exec", "sympify", "parse_expr", "lambdify", "S")
