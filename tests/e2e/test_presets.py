@@ -1,22 +1,42 @@
-"""Every method preset trains through verl, Ray and vLLM."""
+"""The presets of AMFT and its controls train through verl, Ray and vLLM, most of them on one set of workers."""
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
+
+from recipe.amft.sweeps.shared_workers import workers_of
 
 pytestmark = pytest.mark.e2e
 
 LEARNED = ["amft", "amft_literal", "amft_no_meta", "amft_no_entropy", "amft_no_warmup"]
+GIVEN = {"grpo": 0.0, "fixed_mu": 0.3, "scheduled_mu": None, "sft": 1.0}
+OPTIONS = {"amft_no_warmup": ["amft.warm_up.steps=0"], "fixed_mu": ["amft.method.weight=0.3"]}
+
+
+@pytest.fixture(scope="module")
+def steps_of(arguments, environment, tmp_path_factory) -> dict[str, list[dict]]:
+    """The metrics of each preset's two training steps; their workers are the same, so that they can share them."""
+    folder = tmp_path_factory.mktemp("presets")
+    runs = {
+        name: arguments(folder / name, f"method={name}", *OPTIONS.get(name, [])) for name in [*LEARNED, *GIVEN]
+    }  # fmt: skip
+    assert len({workers_of(overrides) for overrides in runs.values()}) == 1
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps(list(runs.values())))
+    command = [sys.executable, "-m", "recipe.amft.sweeps.shared_workers", str(plan)]
+    finished = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=580)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    rows = {name: (folder / name / "metrics.jsonl").read_text().splitlines() for name in runs}
+    return {name: [row for row in map(json.loads, lines) if row["phase"] == "train"] for name, lines in rows.items()}
 
 
 @pytest.mark.parametrize("method", LEARNED)
-def test_a_learned_mu_is_reported_and_stays_in_its_range(run, method):
+def test_a_learned_mu_is_reported_and_stays_in_its_range(steps_of, method):
     """Two training steps with a meta-update at the second: mu in [0.05, 0.95], both losses and norms finite."""
-    overrides = ["amft.warm_up.steps=0"] if method == "amft_no_warmup" else []
-    finished = run(f"method={method}", *overrides)
-    assert finished.status == 0, finished.output
-    steps = [row for row in finished.metrics if row["phase"] == "train"]
+    steps = steps_of[method]
     assert len(steps) == 2
     for row in steps:
         assert 0.05 <= row["controller/mu"] <= 0.95
@@ -83,13 +103,10 @@ def test_amft_with_a_critic_on_two_ranks(run):
     assert step["meta/tangent_norm"] > 0
 
 
-@pytest.mark.parametrize(("method", "weight"), [("grpo", 0.0), ("fixed_mu", 0.3), ("scheduled_mu", None), ("sft", 1.0)])
-def test_a_given_mu_is_what_trains(run, method, weight):
+@pytest.mark.parametrize(("method", "weight"), GIVEN.items())
+def test_a_given_mu_is_what_trains(steps_of, method, weight):
     """The controls use the mu they name; SFT generates nothing, GRPO uses no demonstration."""
-    overrides = ["amft.method.weight=0.3"] if method == "fixed_mu" else []
-    finished = run(f"method={method}", *overrides)
-    assert finished.status == 0, finished.output
-    steps = [row for row in finished.metrics if row["phase"] == "train"]
+    steps = steps_of[method]
     if weight is None:
         assert steps[0]["controller/mu"] == pytest.approx(0.9)
         assert steps[1]["controller/mu"] < 0.9
