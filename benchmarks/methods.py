@@ -61,8 +61,8 @@ def time_points(points: list[Point], rounds: int, runs: Path) -> None:
             trainer.warm_up_step()
         warm = own / "warm"
         save(trainer, warm)
-        # The first step on new workers is twice as slow as those that follow: not counted.
-        list(time_steps(trainer, training(points[0], own), warm))
+        for point in points:  # not counted: the first steps on new workers are twice as slow as those that follow
+            list(time_steps(trainer, training(point, own), warm))
         with open(runs / SPEED, "a") as lines:
             for number in range(rounds):
                 for point in points:
