@@ -12,6 +12,7 @@ import math
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,12 +72,18 @@ def table(outcomes: dict[str, list[Outcome]]) -> str:
     return "\n".join(lines)
 
 
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options, and Hydra overrides (what has a "="), which may stand anywhere among them."""
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    return parser.parse_args([word for word in words if word not in overrides]), overrides
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["sft", "grpo", "amft"])
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = parse(parser, sys.argv[1:])
     outcomes: dict[str, list[Outcome]] = {method: [] for method in arguments.methods}
     for seed in arguments.seeds:
         for method in arguments.methods:

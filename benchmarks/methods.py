@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.compare import interval
+from benchmarks.compare import interval, parse
 from recipe.amft.launch import train
 from recipe.amft.main import CONFIGS
 from recipe.amft.preflight import preflight
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help="time steps instead of training")
     parser.add_argument("--rounds", type=int, default=5, help="of --speed")
     parser.add_argument("--on-these-workers", action="store_true", help=argparse.SUPPRESS)
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = parse(parser, sys.argv[1:])
     runs = arguments.runs = arguments.runs.absolute()
     runs.mkdir(parents=True, exist_ok=True)
     if arguments.speed:

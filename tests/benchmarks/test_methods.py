@@ -1,9 +1,11 @@
 """benchmarks/methods: which methods share workers, and what its tables say."""
 
+import argparse
 import json
 
 import pytest
 
+from benchmarks.compare import parse
 from benchmarks.methods import METHODS, points_for, results_table, speed_table
 from recipe.amft.sweeps.execution import same_workers
 from recipe.amft.sweeps.measured import MEASURED
@@ -63,6 +65,16 @@ def test_a_hybrid_is_compared_with_grpo_and_sft_of_its_own_workers_and_round():
     assert cells["`amft`"] == "1.00 ± 0.00"
     assert cells["`amft, a meta-update`"] == "3.00"
     assert cells["`luffy`"] == "1.50"
+
+
+def test_overrides_may_stand_anywhere():
+    """Also behind an option that takes several words."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--rounds", type=int)
+    for words in ("a.b=1 --methods x y --rounds 3", "--methods x y a.b=1 --rounds 3", "--rounds 3 --methods x y a.b=1"):
+        given, overrides = parse(parser, words.split())
+        assert (given.methods, given.rounds, overrides) == (["x", "y"], 3, ["a.b=1"])
 
 
 def test_an_unknown_method_is_refused(capsys, monkeypatch):
