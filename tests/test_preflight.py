@@ -128,6 +128,10 @@ REFUSED = [
         {"trainer.n_gpus_per_node": 2, f"{ROLLOUT}.tensor_model_parallel_size": 4},
         ["(2 ranks)=2", "=4", "multiple of 4"],
     ),
+    (
+        {"trainer.n_gpus_per_node": 2, f"{ROLLOUT}.tensor_model_parallel_size": 2},
+        ["tensor_model_parallel_size=2", "UniProcExecutor", "=mp"],
+    ),
     ({"data.gen_batch_size": 16}, ["data.gen_batch_size=16", "data.train_batch_size=32", "null"]),
     ({"data.max_response_length": 200}, ["data.max_response_length=200", "max_model_len=160", "232"]),
     ({f"{ACTOR}.ppo_max_token_len_per_gpu": 100}, ["ppo_max_token_len_per_gpu=100", "128", "at least"]),

@@ -28,10 +28,10 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 from verl.workers.config import HFModelConfig
-from verl.workers.rollout.llm_server import LLMServerClient, LLMServerManager
+from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.utils.padding import response_to_nested
 
-from verl_ext.llm_client import OnlyReplicaClient
+from verl_ext.llm_servers import OnlyReplicaClient, Servers
 from verl_ext.replay_buffer import BoundedReplayBuffer
 from verl_ext.watchdog import Watchdog
 
@@ -169,30 +169,32 @@ class RecipeTrainer(PPOTrainerSync):
         if self.agent_loop_manager is not None:
             return
         self.actor_rollout_wg.release_cached_memory()  # the engine measures what is free
-        pool = self.resource_pool_manager.get_resource_pool(self._actor_role())
-        self.llm_server_manager = LLMServerManager.create(
-            config=self.config, worker_group=self.actor_rollout_wg, rollout_resource_pool=pool
+        rollout = self.config.actor_rollout_ref.rollout
+        ranks = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+        only_replica = self.actor_rollout_wg.world_size == ranks
+        if only_replica:
+            self._start_agent_loops(OnlyReplicaClient(self.config))
+        self.llm_server_manager = Servers.create(
+            config=self.config,
+            worker_group=self.actor_rollout_wg,
+            rollout_resource_pool=self.resource_pool_manager.get_resource_pool(self._actor_role()),
         )
-        engine = omega_conf_to_dataclass(self.config.actor_rollout_ref.rollout.checkpoint_engine)
+        engine = omega_conf_to_dataclass(rollout.checkpoint_engine)
         engine.backend = "naive"
         self.checkpoint_manager = CheckpointEngineManager(
             config=engine, actor_wg=self.actor_rollout_wg, replicas=self.llm_server_manager.get_replicas()
         )
         self.checkpoint_manager.sleep_replicas()
+        if not only_replica:
+            self._start_agent_loops(self.get_llm_client())
+
+    def _start_agent_loops(self, client: LLMServerClient) -> None:
+        """Their processes take as long to start as the engine's own."""
         self.agent_loop_manager = AgentLoopManagerTQ.create(
             config=self.config,
-            llm_client=self.get_llm_client(),
+            llm_client=client,
             teacher_client=self.get_teacher_client(),
             reward_loop_worker_handles=self.get_reward_handles(),
-        )
-
-    def get_llm_client(self) -> LLMServerClient:
-        """verl's, or the one that has nothing to balance."""
-        manager = self.llm_server_manager
-        if len(manager.server_handles) != 1:
-            return super().get_llm_client()
-        return manager.get_client(
-            OnlyReplicaClient, server_id=manager.server_addresses[0], server=manager.server_handles[0]
         )
 
     def wake_rollout_engine(self) -> None:

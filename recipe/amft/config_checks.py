@@ -201,6 +201,17 @@ def check_lengths(run: Run) -> None:
         )
 
 
+def check_executor(run: Run) -> None:
+    """The CPU default of vLLM's executor holds one rank."""
+    key = f"{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend"
+    executor = str((run.value(f"{ROLLOUT}.engine_kwargs.vllm") or {}).get("distributed_executor_backend"))
+    if run.shape.tensor_parallel > 1 and executor.endswith("UniProcExecutor"):
+        raise ValueError(
+            f"{ROLLOUT}.tensor_model_parallel_size={run.shape.tensor_parallel} needs one process per rank, but "
+            f"{key}={executor} is a single one; give {key}=mp."
+        )
+
+
 CONFIGURATION_CHECKS = (
     check_every_key_is_read,
     check_advantages,
@@ -208,6 +219,7 @@ CONFIGURATION_CHECKS = (
     check_optimizer,
     check_divisibility,
     check_lengths,
+    check_executor,
 )
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import ray
@@ -96,11 +97,16 @@ def process_start() -> float:
 def fit(config, settings: AMFTConfig, folder: RunFolder, started: float, body: Callable | None) -> None:
     """Build the trainer on the running Ray session, and train."""
     import transfer_queue as tq
-    from verl.utils.tracking import Tracking
 
-    from recipe.amft.trainer import AMFTTrainer
+    with ThreadPoolExecutor(1) as pool:  # TransferQueue's processes start while this one imports
+        queue = pool.submit(tq.init, config.transfer_queue)
+        from verl.utils.tracking import Tracking
 
-    tq.init(config.transfer_queue)
+        from recipe.amft.trainer import AMFTTrainer
+        from verl_ext.llm_servers import import_server
+
+        import_server(config.actor_rollout_ref.rollout.name)
+        queue.result()
     tracking = None
     succeeded = False
     try:

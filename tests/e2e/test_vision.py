@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
@@ -28,10 +29,10 @@ OPTIONS = {
 SHARES = {"gp_vl_small": "recognition_accuracy", "virl_vl_small": "per_step_accuracy"}
 
 
-def moved_parameters(cache: Path, folder: Path) -> list[str]:
-    """Names of the parameters of the exported model that are not those of the model that was made last."""
-    made = max(cache.glob("tiny_vlm-*/model.safetensors"), key=lambda path: path.stat().st_mtime)
-    before, after = load_file(made), load_file(folder / "model" / "model.safetensors")
+def moved_parameters(folder: Path) -> list[str]:
+    """Names of the parameters of the run's exported model that are not those of the model it began with."""
+    base = OmegaConf.load(folder / "config.yaml").actor_rollout_ref.model.path
+    before, after = (load_file(Path(path) / "model.safetensors") for path in (base, folder / "model"))
     return [name for name in before if not torch.equal(before[name], after[name].to(before[name].dtype))]
 
 
@@ -46,7 +47,7 @@ def check_steps(metrics: list[dict], num_steps: int) -> None:
 
 
 @pytest.mark.parametrize("task", sorted(OPTIONS))
-def test_a_task_with_images_trains_and_validates(run, small, task, cache):
+def test_a_task_with_images_trains_and_validates(run, small, task):
     """Two mixed steps, a validation with the task's own share, a checkpoint; what moved is what may move."""
     overrides = [item for item in small if not item.startswith(OWN)]
     finished = run(
@@ -59,7 +60,7 @@ def test_a_task_with_images_trains_and_validates(run, small, task, cache):
     assert 0 <= last["val/success"] <= 1
     assert any(name.endswith(f"/{SHARES[task]}") for name in last)
     assert list((finished.folder / "checkpoints").glob("global_step_*/COMPLETE"))
-    moved = moved_parameters(cache, finished.folder)
+    moved = moved_parameters(finished.folder)
     assert any("visual." in name for name in moved) == (task != "virl_vl_small")
     assert any("language_model." in name or "model.layers." in name for name in moved)
 
@@ -72,7 +73,7 @@ def test_a_card_is_read_from_its_picture(run, environment, cache, tmp_path):
     check_steps(finished.metrics, num_steps=15)
     last = finished.metrics[-1]
     assert last["val/card_reading/success"] > 0.8
-    assert any("visual." in name for name in moved_parameters(cache, finished.folder))
+    assert any("visual." in name for name in moved_parameters(finished.folder))
 
     out = tmp_path / "evaluated"
     command = [
