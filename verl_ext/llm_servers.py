@@ -1,8 +1,8 @@
 """verl's rollout servers and their client, without a load balancer where there is one replica.
 
 verl asks the balancer before every turn of every rollout which replica is to answer, and reports after it. Each is a
-call to another process, and the answer carries an actor handle, which takes longer to unpack than a tiny model takes for
-a token. One replica has a name that is known before it stands, so that the agent loops can start beside it.
+call to another process, and the answer carries an actor handle, which takes longer to unpack than a tiny model takes
+for a token. One replica has a name that is known before it stands, so that the agent loops can start beside it.
 """
 
 import ray
