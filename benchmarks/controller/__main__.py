@@ -1,7 +1,7 @@
 """Compare controllers of mu on tiny problems, in parallel processes, resumable; tables and plots at the end.
 
     python -m benchmarks.controller [--suites constants amft heuristics] [--variants "amft,controller.meta.horizon=one"]
-        [--problems few_clean ...] [--seeds 10 11 12 13 14] [--jobs 2] [--out runs/controller]
+        [--problems few_clean ...] [--seeds 10 11 12 13 14] [--no-warm-up] [--jobs 2] [--out runs/controller]
 
 Runs that have a record are not repeated: delete OUT/records to start over after a change of the code.
 """
@@ -25,11 +25,14 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=[])
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(EVALUATION_SEEDS))
+    parser.add_argument("--no-warm-up", action="store_true", help="start every variant from the base model")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("runs/controller"))
     arguments = parser.parse_args()
     variants = {name: variant for suite in arguments.suites for name, variant in SUITES[suite].items()}
     variants |= {variant: variant for variant in arguments.variants}
+    if arguments.no_warm_up:
+        variants = {name: f"{variant},warm_up.steps=0" for name, variant in variants.items()}
     for variant in variants.values():
         for problem in arguments.problems:
             config_of(variant, PROBLEMS[problem])  # a typing error costs no run

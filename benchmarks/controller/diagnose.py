@@ -18,20 +18,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.controller.passes import gradients, sample, utility_gradients
+from benchmarks.controller.run import Run, Sample, norm_of, pretrained
 from benchmarks.controller.tasks import PROBLEMS, Problem
-from benchmarks.controller.trainer import (
-    Run,
-    Sample,
-    gradients,
-    norm_of,
-    pretrained,
-    sample,
-    successes,
-    train_step,
-    utility_gradients,
-    validation_rollouts,
-    warm_up,
-)
+from benchmarks.controller.trainer import successes, train_step, validation_rollouts, warm_up
 from benchmarks.controller.variants import config_of
 from recipe.amft.algorithm.mixture import local_inner_products
 from recipe.amft.algorithm.token_losses import LossSpec

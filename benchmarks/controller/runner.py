@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.controller.run import Run, pretrained
 from benchmarks.controller.tasks import PROBLEMS
-from benchmarks.controller.trainer import Run, pretrained, train
+from benchmarks.controller.trainer import train
 from benchmarks.controller.variants import config_of
 
 RUNS_TOGETHER = 10  # in one pass: less overhead for each

@@ -10,21 +10,10 @@ import torch
 
 from benchmarks.controller import diagnose, report
 from benchmarks.controller.model import initial_parameters
+from benchmarks.controller.run import BETAS, EPS, MAX_NORM, WEIGHT_DECAY, Run, normalised, shape_of
 from benchmarks.controller.runner import measure, record_path
 from benchmarks.controller.tasks import PROBLEMS, SPLITS, Sorting, generator_of
-from benchmarks.controller.trainer import (
-    BETAS,
-    EPS,
-    MAX_NORM,
-    WEIGHT_DECAY,
-    Run,
-    normalised,
-    shape_of,
-    successes,
-    train,
-    train_step,
-    warm_up,
-)
+from benchmarks.controller.trainer import successes, train, train_step, warm_up
 from benchmarks.controller.variants import SUITES, config_of, fixed
 
 SHORT = dataclasses.replace(PROBLEMS["few_clean"], warm_up_steps=3, num_steps=6)
