@@ -87,7 +87,7 @@ def time_steps(trainer, overrides: list[str], warm: Path) -> Iterator[dict]:
         trainer.timings = {}
         with trainer.timed("step"):
             trainer.train_step(step)
-        yield {"step": step, "meta_update": meta_update, "seconds": trainer.timings["step"]}
+        yield {"step": step, "meta_update": meta_update, "every": every, "seconds": trainer.timings["step"]}
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -125,6 +125,12 @@ def speed_table(rows: list[dict]) -> str:
         name = f"{row['method']}, a meta-update" if row["meta_update"] else row["method"]
         by_step.setdefault((row["group"], name, row["round"]), []).append(row["seconds"])
     seconds = {key: statistics.mean(values) for key, values in by_step.items()}
+    for row in [row for row in rows if row["meta_update"]]:
+        place, every = (row["group"], row["method"], row["round"]), row["every"]
+        plain = seconds[place]
+        seconds[row["group"], f"{row['method']}, mean of K = {every} steps", row["round"]] = (
+            plain + (row["seconds"] - plain) / every
+        )
     lines = ["| method | time per step | ratio to GRPO + SFT |", "|---|---|---|"]
     for method in dict.fromkeys(name for _, name, _ in seconds):
         own = {(group, number): value for (group, name, number), value in seconds.items() if name == method}

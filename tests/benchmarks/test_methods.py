@@ -50,12 +50,13 @@ def test_results_come_from_run_folders_and_missing_runs_are_marked(tmp_path):
 
 
 def test_a_hybrid_is_compared_with_grpo_and_sft_of_its_own_workers_and_round():
-    """Here 2 + 1 seconds in the first round and 4 + 1 in the second, beside other workers that are ten times slower."""
+    """Here 2 + 1 seconds in the first round and 4 + 1 in the second, beside other workers that are ten times slower. One
+    step in K has a meta-update, and their mean is that of the method."""
 
     def row(group, method, number, seconds, meta_update=False):
         return {
             "group": group, "method": method, "round": number, "step": 1, "meta_update": meta_update,
-            "seconds": seconds,
+            "seconds": seconds, "every": 4,
         }  # fmt: skip
 
     rows = [row("a", "grpo", 0, 2.0), row("a", "sft", 0, 1.0), row("a", "amft", 0, 3.0), row("a", "amft", 0, 9.0, True)]
@@ -64,6 +65,7 @@ def test_a_hybrid_is_compared_with_grpo_and_sft_of_its_own_workers_and_round():
     cells = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in speed_table(rows).splitlines()[2:]}
     assert cells["`amft`"] == "1.00 ± 0.00"
     assert cells["`amft, a meta-update`"] == "3.00"
+    assert cells["`amft, mean of K = 4 steps`"] == "1.50"
     assert cells["`luffy`"] == "1.50"
 
 
