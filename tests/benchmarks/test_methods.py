@@ -50,8 +50,8 @@ def test_results_come_from_run_folders_and_missing_runs_are_marked(tmp_path):
 
 
 def test_a_hybrid_is_compared_with_grpo_and_sft_of_its_own_workers_and_round():
-    """Here 2 + 1 seconds in the first round and 4 + 1 in the second, beside other workers that are ten times slower. One
-    step in K has a meta-update, and their mean is that of the method."""
+    """Here 2 + 1 seconds in the first round and 4 + 1 in the second, beside other workers that are ten times slower.
+    One step in K has a meta-update, and their mean is that of the method."""
 
     def row(group, method, number, seconds, meta_update=False):
         return {
