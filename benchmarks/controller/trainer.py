@@ -73,7 +73,7 @@ def train_step(runs: Sequence[Run], step: int, weights: Sequence[float] | None =
     rl = _gradients_of(runs, rollouts, on_rollouts)
 
     for i in every:
-        if plans[i].rollout_utility:
+        if plans[i].rollout_utility and i not in utilities:
             utilities[i] = meta_signals(runs[i], -rl[i][0])
     for i, run in enumerate(runs):
         entropy = {name: part[i][1] for name, part in (("demonstration", sft), ("rollout", rl)) if i in part}

@@ -118,6 +118,18 @@ def test_meta_updates_move_mu(source: str, meta_steps: list[int]) -> None:
     assert weights[first] != 0.5
 
 
+def test_validation_rollouts_speak_in_their_step() -> None:
+    """With source=both a step's signal is that of the validation rollouts where there are any, as in the driver."""
+    easy = dataclasses.replace(SHORT, world=Sorting(1, 0.0))
+    keys = "amft,utility.every=3,controller.entropy.learning_rate=0,utility.source="
+    runs = [Run(easy, config_of(keys + name, SHORT), 0, untrained(easy)) for name in ("both", "rollouts", "validation")]
+    both, rollouts, validation = (record["steps"]["meta/utility_norm"] for record in train(runs))
+    assert both[1:3] == rollouts[1:3]
+    assert both[3] != rollouts[3]
+    assert validation[1:3] == [None, None]
+    assert validation[3] is not None
+
+
 def test_advantages_are_those_of_grpo() -> None:
     """(r - mean) / std by group, std unbiased; a group that agrees has advantage 0."""
     rewards, groups = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]), torch.tensor([0, 0, 0, 1, 1, 1])
