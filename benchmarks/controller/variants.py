@@ -40,7 +40,7 @@ SUITES: dict[str, dict[str, str]] = {
     "parts": {
         "AMFT, validation only": "amft,utility.source=validation",
         "AMFT, rollouts only": "amft,utility.source=rollouts",
-        "AMFT, four times eta_H": "amft,controller.entropy.learning_rate=0.02",
+        "AMFT, eta_H a quarter": "amft,controller.entropy.learning_rate=5e-3",
     },
     "heuristics": {
         "linear schedule": scheduled("linear"),

@@ -29,7 +29,7 @@ class MetaControllerConfig(MetaConfig):
 class EntropyConfig:
     """The short-term signal: the policy's entropy H against its target H*, in nats per token."""
 
-    learning_rate: float = 5e-3  # eta_H, in mu per nat (AMFT Table 7: 5e-4)
+    learning_rate: float = 0.02  # eta_H, in mu per nat (AMFT Table 7: 5e-4)
     sign: str = "prose"  # equation: + eta_H (H* - H), Eq. 6; prose: minus that, Section 3.2 (high entropy raises mu)
     source: str = "demonstration"  # where H is measured: on the demonstrations' tokens (Algorithm 2) or on rollouts
     target: float | None = None  # H*; None: the mean entropy after the warm-up
