@@ -40,7 +40,8 @@ SUITES: dict[str, dict[str, str]] = {
     "parts": {
         "AMFT, validation only": "amft,utility.source=validation",
         "AMFT, rollouts only": "amft,utility.source=rollouts",
-        "AMFT, eta_H a quarter": "amft,controller.entropy.learning_rate=5e-3",
+        "AMFT, a quarter of eta_H": "amft,controller.entropy.learning_rate=5e-3",
+        "AMFT from mu = 0.5": "amft,controller.mu_init=0.5",
     },
     "heuristics": {
         "linear schedule": scheduled("linear"),

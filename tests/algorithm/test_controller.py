@@ -20,6 +20,7 @@ from recipe.amft.algorithm.meta_gradient import MetaGradientState, meta_gradient
 
 def config(eta_mu: float = 0.1, eta_entropy: float = 0.01, sign: str = "equation") -> ControllerConfig:
     return ControllerConfig(
+        mu_init=0.5,
         mu_min=0.05,
         mu_max=0.95,
         space="linear",
@@ -133,10 +134,10 @@ def test_state_survives_json_in_the_middle_of_a_run() -> None:
 
 def test_configuration_errors_name_the_values() -> None:
     """A wrong key says what was received and what is allowed."""
-    with pytest.raises(ValueError, match=r"mu_min=0\.6, mu_init=0\.5.*0 <= mu_min <= mu_init"):
+    with pytest.raises(ValueError, match=r"mu_min=0\.6, mu_init=0\.3.*0 <= mu_min <= mu_init"):
         ControllerConfig(mu_min=0.6)
-    with pytest.raises(ValueError, match=r"mu_init=0\.5, mu_max=0\.4"):
-        ControllerConfig(mu_max=0.4)
+    with pytest.raises(ValueError, match=r"mu_init=0\.3, mu_max=0\.2"):
+        ControllerConfig(mu_max=0.2)
     with pytest.raises(ValueError, match=r"mu_max=1\.2"):
         ControllerConfig(mu_max=1.2)
     with pytest.raises(ValueError, match=r"space='logit' with mu_min=0\.0.*space=linear"):

@@ -114,8 +114,8 @@ def test_meta_updates_move_mu(source: str, meta_steps: list[int]) -> None:
     signals = record["steps"]["meta/dot"]
     assert [index for index, signal in enumerate(signals) if signal is not None] == meta_steps
     weights, first = record["steps"]["controller/mu"], meta_steps[0]
-    assert weights[first - 1] == 0.5
-    assert weights[first] != 0.5
+    assert weights[first - 1] == config.controller.mu_init
+    assert weights[first] != config.controller.mu_init
 
 
 def test_validation_rollouts_speak_in_their_step() -> None:
