@@ -165,6 +165,18 @@ def test_the_trainer_starts_the_rollout_engine_by_the_name_that_we_replace():
     assert NoRolloutEngine.create(config=None, worker_group=None, rollout_resource_pool=None).get_replicas() == []
 
 
+def test_the_only_replica_has_the_name_that_its_client_looks_up():
+    """The first server of replica 0 is an actor "vllm_server_0_0", and only the balancer's method starts a balancer."""
+    from verl.workers.rollout.llm_server import LLMServerManager
+    from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
+
+    launch = inspect.getsource(vLLMReplica.launch_servers)
+    assert 'name = f"{prefix}server_{self.replica_rank}_{node_rank}{self.name_suffix}"' in launch
+    assert vLLMReplica._get_server_name_prefix(None) == "vllm_"
+    assert "await instance._init_global_load_balancer()" in inspect.getsource(LLMServerManager.create.__wrapped__)
+    assert inspect.iscoroutinefunction(LLMServerManager._init_global_load_balancer)
+
+
 def test_the_merger_writes_what_our_override_returns():
     """`merge_and_save` takes its weights from the one method that ShardMerger replaces; its settings are ours."""
     from verl.model_merger.base_model_merger import ModelMergerConfig
