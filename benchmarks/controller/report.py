@@ -138,34 +138,35 @@ def plot(records: Records, out: Path) -> None:
 
     problems = names(records, 0)
     figure, axes = pyplot.subplots(2, len(problems), figsize=(4 * len(problems), 7), sharex="col", squeeze=False)
+    variants = [name for name in names(records, 1) if not name.startswith(CONSTANT)]
     for column, problem in enumerate(problems):
         best = best_constant(records, problem)
         success, weight = axes[0][column], axes[1][column]
         for name in names(records, 1):
             runs = [record for key, record in records.items() if key[:2] == (problem, name)]
-            style: dict[str, Any] = {"label": name}
-            if name.startswith(CONSTANT):
+            if name == best:
+                style: dict[str, Any] = {"color": "black", "linestyle": "--", "label": "best constant"}
+            elif name.startswith(CONSTANT):
                 style = {"color": "0.8", "zorder": 0}
-                if name == best:
-                    style = {
-                        "color": "black",
-                        "linestyle": "--",
-                        "label": f"best constant, {name}",
-                    }
+            else:  # ten colours, then the same ten dotted
+                number = variants.index(name)
+                style = {"label": name, "color": f"C{number % 10}", "linestyle": "-" if number < 10 else ":"}
+                style["linewidth"] = 2.5 if number == 0 else 1.2
             curves = [record["curve"] for record in runs]
             values = [statistics.mean(curve[i][1] for curve in curves) for i in range(len(curves[0]))]
             success.plot([point[0] for point in curves[0]], values, **style)
             mus = [record["steps"].get("controller/mu", [None]) for record in runs]
             if not name.startswith(CONSTANT) and not any(mu is None for run in mus for mu in run) and name != "SASR":
                 means = [statistics.mean(run[i] for run in mus) for i in range(len(mus[0]))]
-                weight.plot(means, label=name, color=success.lines[-1].get_color())
+                weight.plot(means, **style)
         success.set_title(problem)
         success.set_ylim(0, 1)
         weight.set_ylim(0, 1)
         weight.set_xlabel("step after the warm-up")
     axes[0][0].set_ylabel("success on held-out prompts")
     axes[1][0].set_ylabel("mu")
-    axes[0][-1].legend(fontsize=7, loc="upper right", ncols=2)
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=7, frameon=False)
     figure.savefig(out / "runs.png", dpi=110)
     pyplot.close(figure)
