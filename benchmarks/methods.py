@@ -1,14 +1,14 @@
 """Every method on one task with the same budget: success over seeds, time per step, peak memory.
 
     python -m benchmarks.methods [--seeds 0 1 2] [--methods NAME ...] [--runs runs/sweeps] [--jobs 1] [Hydra overrides]
-    python -m benchmarks.methods --speed [--rounds 5] [--runs runs/sweeps] [Hydra overrides]
+    python -m benchmarks.methods --speed [--rounds 3] [--runs runs/sweeps] [Hydra overrides]
 
 The first form trains: the points of `python -m recipe.amft.sweep NAME scale=micro`, for every method and not only those
 of a table, in the same folders, so that what one of them has run the others find. Points share workers.
 
-The second form only times: from the same warmed policy each method takes two steps, in turn, several rounds, on batches
-of equal sizes (one demonstration for each prompt); a hybrid's time is compared with that of a GRPO step plus an SFT
-step.
+The second form only times: from the same warmed policy each method takes a few steps, in turn, several rounds, on
+batches of equal sizes (one demonstration for each prompt, answers of one length); a hybrid's time is compared with that
+of a GRPO step plus an SFT step. A method with meta-updates takes a whole period of them.
 
 Both write tables to RUNS: methods.md, speed.md.
 """
@@ -35,6 +35,8 @@ from recipe.amft.sweeps.states import state_of
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 SPEED = "speed.jsonl"
+STEPS = 4  # of a method in a round of --speed
+SAME_SIZES = ("amft.demonstrations.batch_size=${data.train_batch_size}", "actor_rollout_ref.rollout.ignore_eos=true")
 # Their steps are those of SFT or GRPO, or have a critic.
 NOT_TIMED = {"ppo", "sft_then_rl", "dft_then_rl", "rft", "dpo"}
 
@@ -75,14 +77,13 @@ def time_points(points: list[Point], rounds: int, runs: Path) -> None:
 
 
 def time_steps(trainer, overrides: list[str], warm: Path) -> Iterator[dict]:
-    """Seconds of two steps from the warmed policy, weight sync included, and of one with a meta-update if there are."""
+    """Seconds of steps from the warmed policy, weight sync included: STEPS, or one period of meta-updates."""
     restart(trainer, [*overrides, "amft.overwrite=true"], warm)
     trainer.finish_warm_up({})
     every = trainer.settings.utility.every
-    for step in dict.fromkeys((1, 2, every)):
+    learns = trainer.method.plan(every, trainer.state.method).utility
+    for step in range(1, (every if learns else STEPS) + 1):
         meta_update = trainer.method.plan(step, trainer.state.method).utility
-        if step > 2 and not meta_update:
-            continue
         trainer.global_steps += 1
         trainer.timings = {}
         with trainer.timed("step"):
@@ -122,15 +123,15 @@ def speed_table(rows: list[dict]) -> str:
     """Mean seconds of a step, and its ratio to GRPO + SFT of the same workers and round, with 95% intervals."""
     by_step: dict[tuple, list[float]] = {}
     for row in rows:
-        name = f"{row['method']}, a meta-update" if row["meta_update"] else row["method"]
-        by_step.setdefault((row["group"], name, row["round"]), []).append(row["seconds"])
+        method, seconds = row["method"], row["seconds"]
+        learns = any(other["meta_update"] for other in rows if other["method"] == method)
+        names = [method]
+        if learns:
+            kind = "a meta-update" if row["meta_update"] else "a step without one"
+            names = [f"{method}, mean of K = {row['every']} steps", f"{method}, {kind}"]
+        for name in names:
+            by_step.setdefault((row["group"], name, row["round"]), []).append(seconds)
     seconds = {key: statistics.mean(values) for key, values in by_step.items()}
-    for row in [row for row in rows if row["meta_update"]]:
-        place, every = (row["group"], row["method"], row["round"]), row["every"]
-        plain = seconds[place]
-        seconds[row["group"], f"{row['method']}, mean of K = {every} steps", row["round"]] = (
-            plain + (row["seconds"] - plain) / every
-        )
     lines = ["| method | time per step | ratio to GRPO + SFT |", "|---|---|---|"]
     for method in dict.fromkeys(name for _, name, _ in seconds):
         own = {(group, number): value for (group, name, number), value in seconds.items() if name == method}
@@ -169,7 +170,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/sweeps"))
     parser.add_argument("--jobs", type=int, default=1, help="groups of points that train at a time")
     parser.add_argument("--speed", action="store_true", help="time steps instead of training")
-    parser.add_argument("--rounds", type=int, default=5, help="of --speed")
+    parser.add_argument("--rounds", type=int, default=3, help="of --speed")
     parser.add_argument("--on-these-workers", action="store_true", help=argparse.SUPPRESS)
     arguments, overrides = parse(parser, sys.argv[1:])
     runs = arguments.runs = arguments.runs.absolute()
@@ -188,8 +189,7 @@ def main() -> None:
 
 def measure_speed(arguments: argparse.Namespace, overrides: list[str]) -> str:
     """The table of what `time_points` measures, for all groups of workers; empty in the process of one group."""
-    same_sizes = [*overrides, "amft.demonstrations.batch_size=${data.train_batch_size}"]
-    points = points_for(arguments.methods, arguments.seeds[:1], same_sizes)
+    points = points_for(arguments.methods, arguments.seeds[:1], [*SAME_SIZES, *overrides])
     if arguments.on_these_workers:
         time_points(points, arguments.rounds, arguments.runs)
         return ""

@@ -51,21 +51,22 @@ def test_results_come_from_run_folders_and_missing_runs_are_marked(tmp_path):
 
 def test_a_hybrid_is_compared_with_grpo_and_sft_of_its_own_workers_and_round():
     """Here 2 + 1 seconds in the first round and 4 + 1 in the second, beside other workers that are ten times slower.
-    One step in K has a meta-update, and their mean is that of the method."""
+    One step of AMFT's period of three has a meta-update, and the mean over the period is the method's."""
 
     def row(group, method, number, seconds, meta_update=False):
         return {
             "group": group, "method": method, "round": number, "step": 1, "meta_update": meta_update,
-            "seconds": seconds, "every": 4,
+            "seconds": seconds, "every": 3,
         }  # fmt: skip
 
-    rows = [row("a", "grpo", 0, 2.0), row("a", "sft", 0, 1.0), row("a", "amft", 0, 3.0), row("a", "amft", 0, 9.0, True)]
-    rows += [row("a", "grpo", 1, 4.0), row("a", "sft", 1, 1.0), row("a", "amft", 1, 5.0)]
+    rows = [row("a", "grpo", 0, 2.0), row("a", "sft", 0, 1.0), row("a", "grpo", 1, 4.0), row("a", "sft", 1, 1.0)]
+    for number, plain in enumerate((3.0, 5.0)):
+        rows += [row("a", "amft", number, plain), row("a", "amft", number, plain), row("a", "amft", number, 9.0, True)]
     rows += [row("b", "grpo", 0, 20.0), row("b", "sft", 0, 10.0), row("b", "luffy", 0, 45.0)]
     cells = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in speed_table(rows).splitlines()[2:]}
-    assert cells["`amft`"] == "1.00 ± 0.00"
-    assert cells["`amft, a meta-update`"] == "3.00"
-    assert cells["`amft, mean of K = 4 steps`"] == "1.50"
+    assert cells["`amft, a step without one`"] == "1.00 ± 0.00"
+    assert cells["`amft, a meta-update`"] == "2.40 ± 1.18"  # 9 / 3 and 9 / 5
+    assert cells["`amft, mean of K = 3 steps`"] == "1.47 ± 0.39"  # 5 / 3 and 19 / 15
     assert cells["`luffy`"] == "1.50"
 
 
