@@ -134,9 +134,14 @@ def test_a_lost_node_fails_clearly_and_the_same_command_goes_on(slurm, submit, u
     assert not (tmp_path / "run" / "FINISHED").exists()
     assert slurm.left() == []
 
-    number = submit(arguments, "--time=4", "--signal=B:USR1@60")
-    until(lambda: output(tmp_path, number).count("resumed after step") == 2, 900, "the run was not resumed twice")
+    number = submit(arguments, "--signal=B:USR1@60")
+    until(lambda: "resumed after step" in output(tmp_path, number), 500, "the run was not resumed")
+    minutes = int(slurm.job(number)["RunTime"].split(":")[-2]) + 2
+    slurm.slurm("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes}")
+    until(lambda: slurm.job(number)["Restarts"] == "1", 200, "the time limit did not put the job back into the queue")
     assert "USR1: back into the queue" in output(tmp_path, number)
+    slurm.slurm("scontrol", "update", f"JobId={number}", "TimeLimit=60")
+    until(lambda: output(tmp_path, number).count("resumed after step") == 2, 500, "the run was not resumed again")
     assert slurm.job(number)["Restarts"] == "1"
     slurm.slurm("scancel", number)
     assert slurm.wait(number, 60)["JobState"] == "CANCELLED"
