@@ -38,6 +38,10 @@ SMALL = [
     "trainer.save_freq=-1",
 ]
 
+# A run of two warm-up and four training steps with two meta-updates, which leaves a checkpoint after each.
+LONG = ["amft.warm_up.steps=2", "trainer.total_training_steps=4", "trainer.save_freq=1", "amft.utility.every=2"]
+WATCHED = ["trainer.val_before_train=true", "trainer.test_freq=1", "trainer.logger=[file,tensorboard,wandb]"]
+
 # What some methods of these tests ignore, and would refuse: beginnings of items of SMALL.
 UNREAD = {
     "amft.utility.": ("amft_no_meta", "fixed_mu", "scheduled_mu", "ppo", "grpo", "sft"),
@@ -106,6 +110,24 @@ def environment() -> dict[str, str]:
     variables.pop("PYTHONDONTWRITEBYTECODE", None)
     variables["WANDB_MODE"] = "offline"
     return variables
+
+
+@pytest.fixture(scope="session")
+def long() -> list[str]:
+    """Overrides that make a small run long enough to be killed in the middle."""
+    return LONG
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(arguments, environment, tmp_path_factory) -> Finished:
+    """The long run that nothing interrupts, with a validation after every step and all trackers."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    command = [sys.executable, "-m", "recipe.amft.main", *arguments(folder, *LONG, *WATCHED)]
+    ended = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, text=True, timeout=400,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return Finished(ended.returncode, ended.stdout, folder)
 
 
 @pytest.fixture

@@ -75,13 +75,14 @@ def test_rollouts_measure_utility_between_validations(run):
 
 
 def test_supervised_training_starts_no_rollout_engine_before_a_validation(run):
-    """With an option that vLLM does not know a run without validations ends well; one with a validation cannot."""
+    """With an option that vLLM does not know all steps are taken, and the validation behind them fails."""
     unknown = "+actor_rollout_ref.rollout.engine_kwargs.vllm.no_such_option=1"
-    finished = run("method=sft", unknown)
-    assert finished.status == 0, finished.output
-    failed = run("method=sft", unknown, "amft.overwrite=true", "trainer.test_freq=2")
+    failed = run("method=sft", unknown, "trainer.test_freq=3")
     assert failed.status != 0
-    assert "workers ready" in failed.output, "and it fails there, not before"
+    assert "workers ready" in failed.output
+    assert "no_such_option" in failed.output
+    assert "sft/loss" in failed.metrics[0], failed.output
+    assert [row["step"] for row in failed.metrics] == [1, 2]
 
 
 def test_ppo_trains_actor_and_critic(run):

@@ -12,7 +12,6 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-LONG = ["amft.warm_up.steps=2", "trainer.total_training_steps=4", "trainer.save_freq=1", "amft.utility.every=2"]
 OTHER = ["method=grpo", "amft.warm_up.steps=1", "trainer.total_training_steps=4"]
 SAME = (
     "controller/mu",
@@ -24,15 +23,6 @@ SAME = (
     "meta/gradient",
     "meta/dot",
 )
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(arguments, environment, tmp_path_factory) -> list[dict]:
-    """The metrics of the run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("whole")
-    command = [sys.executable, "-m", "recipe.amft.main", *arguments(folder / "run", *LONG)]
-    subprocess.run(command, env=environment, check=True, timeout=400, capture_output=True)
-    return rows_of(folder / "run")
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -53,29 +43,31 @@ def run_until_step(command: list[str], environment: dict, metrics: Path, step: i
     process.wait(timeout=30)
 
 
-def check_same(found: list[dict], expected: list[dict]) -> None:
-    """Every step once, with the same mu, losses and rewards."""
+def check_same(found: list[dict], uninterrupted) -> None:
+    """Every step once, with the mu, losses and rewards of the run that was also validated: that leaves no trace."""
+    assert uninterrupted.status == 0, uninterrupted.output
+    expected = uninterrupted.metrics[1:]  # behind the validation before training
     assert [row["step"] for row in found] == [row["step"] for row in expected] == [1, 2, 3, 4, 5, 6]
     for got, wanted in zip(found, expected, strict=True):
         for name in (name for name in SAME if name in wanted):
             assert got[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-6), (name, got["step"])
 
 
-def test_killed_and_resumed_equals_the_uninterrupted_run(run, command, environment, tmp_path, uninterrupted):
+def test_killed_and_resumed_equals_the_uninterrupted_run(run, command, environment, tmp_path, uninterrupted, long):
     """Killed with a tangent pending: the same mu, losses and rewards at every step."""
-    run_until_step(command(*LONG), environment, tmp_path / "run" / "metrics.jsonl", step=3)
-    resumed = run(*LONG)
+    run_until_step(command(*long), environment, tmp_path / "run" / "metrics.jsonl", step=3)
+    resumed = run(*long)
     assert resumed.status == 0, resumed.output
     assert "resumed after step" in resumed.output
     check_same(resumed.metrics, uninterrupted)
 
 
-def test_runs_on_shared_workers_equal_a_run_alone(arguments, environment, tmp_path, uninterrupted):
+def test_runs_on_shared_workers_equal_a_run_alone(arguments, environment, tmp_path, uninterrupted, long):
     """After another method, killed in its warm-up and taken up in front of another run, on workers that all share."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     plan, rest = tmp_path / "plan.json", tmp_path / "rest.json"
-    plan.write_text(json.dumps([arguments(first, *OTHER), arguments(second, *LONG)]))
-    rest.write_text(json.dumps([arguments(second, *LONG), arguments(third, *LONG)]))
+    plan.write_text(json.dumps([arguments(first, *OTHER), arguments(second, *long)]))
+    rest.write_text(json.dumps([arguments(second, *long), arguments(third, *long)]))
     command = [sys.executable, "-m", "recipe.amft.sweeps.shared_workers"]
     run_until_step([*command, str(plan)], environment, second / "metrics.jsonl", step=1)
     assert (first / "FINISHED").exists()
