@@ -1,7 +1,7 @@
 """Every method on one task with the same budget: success over seeds, time per step, peak memory.
 
     python -m benchmarks.methods [--seeds 0 1 2] [--methods NAME ...] [--runs runs/sweeps] [--jobs 1] [Hydra overrides]
-    python -m benchmarks.methods --speed [--rounds 3] [--runs runs/sweeps] [Hydra overrides]
+    python -m benchmarks.methods --speed [--rounds 3] [--every K] [--runs runs/sweeps] [Hydra overrides]
 
 The first form trains: the points of `python -m recipe.amft.sweep NAME scale=micro`, for every method and not only those
 of a table, in the same folders, so that what one of them has run the others find. Points share workers.
@@ -35,6 +35,7 @@ from recipe.amft.sweeps.states import state_of
 
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 SPEED = "speed.jsonl"
+MEASURE_UTILITY = {"amft", "amft_literal", "amft_no_entropy", "amft_no_warmup"}
 STEPS = 4  # of a method in a round of --speed
 SAME_SIZES = ("amft.demonstrations.batch_size=${data.train_batch_size}", "actor_rollout_ref.rollout.ignore_eos=true")
 # Their steps are those of SFT or GRPO, or have a critic.
@@ -158,6 +159,7 @@ def in_own_process(points: list[Point], arguments: argparse.Namespace, overrides
     methods = list(dict.fromkeys(point.method for point in points))
     command = [sys.executable, "-m", "benchmarks.methods", "--speed", "--on-these-workers", "--methods", *methods]
     command += ["--seeds", str(points[0].seed), "--rounds", str(arguments.rounds), "--runs", str(arguments.runs)]
+    command += ["--every", str(arguments.every)] if arguments.every else []
     status = subprocess.run([*command, *overrides]).returncode
     if status:
         raise SystemExit(f"error: {' '.join(command)} ended with status {status}.")
@@ -171,6 +173,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="groups of points that train at a time")
     parser.add_argument("--speed", action="store_true", help="time steps instead of training")
     parser.add_argument("--rounds", type=int, default=3, help="of --speed")
+    parser.add_argument("--every", type=int, metavar="K", help="of --speed: steps from one meta-update to the next")
     parser.add_argument("--on-these-workers", action="store_true", help=argparse.SUPPRESS)
     arguments, overrides = parse(parser, sys.argv[1:])
     runs = arguments.runs = arguments.runs.absolute()
@@ -189,7 +192,11 @@ def main() -> None:
 
 def measure_speed(arguments: argparse.Namespace, overrides: list[str]) -> str:
     """The table of what `time_points` measures, for all groups of workers; empty in the process of one group."""
-    points = points_for(arguments.methods, arguments.seeds[:1], [*SAME_SIZES, *overrides])
+    periods = {name: [f"amft.utility.every={arguments.every}"] for name in MEASURE_UTILITY if arguments.every}
+    points = [
+        point for method in arguments.methods
+        for point in points_for([method], arguments.seeds[:1], [*SAME_SIZES, *overrides, *periods.get(method, [])])
+    ]  # fmt: skip
     if arguments.on_these_workers:
         time_points(points, arguments.rounds, arguments.runs)
         return ""
