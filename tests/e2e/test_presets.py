@@ -13,16 +13,21 @@ pytestmark = pytest.mark.e2e
 
 LEARNED = ["amft", "amft_literal", "amft_no_meta", "amft_no_entropy", "amft_no_warmup"]
 GIVEN = {"grpo": 0.0, "fixed_mu": 0.3, "scheduled_mu": None, "sft": 1.0}
+ROLLOUTS = "amft_on_rollouts"
 OPTIONS = {"amft_no_warmup": ["amft.warm_up.steps=0"], "fixed_mu": ["amft.method.weight=0.3"]}
 
 
 @pytest.fixture(scope="module")
-def steps_of(arguments, environment, tmp_path_factory) -> dict[str, list[dict]]:
+def steps_of(arguments, small, environment, tmp_path_factory) -> dict[str, list[dict]]:
     """The metrics of each preset's two training steps; their workers are the same, so that they can share them."""
     folder = tmp_path_factory.mktemp("presets")
     runs = {
         name: arguments(folder / name, f"method={name}", *OPTIONS.get(name, [])) for name in [*LEARNED, *GIVEN]
     }  # fmt: skip
+    without_validation = [item for item in small if not item.startswith("amft.utility.")]
+    runs[ROLLOUTS] = arguments(
+        folder / ROLLOUTS, *without_validation, "method=amft", "amft.utility.source=rollouts", only=True
+    )
     assert len({workers_of(overrides) for overrides in runs.values()}) == 1
     plan = folder / "plan.json"
     plan.write_text(json.dumps(list(runs.values())))
@@ -47,6 +52,15 @@ def test_a_learned_mu_is_reported_and_stays_in_its_range(steps_of, method):
     assert "meta/gradient" not in steps[0], "no meta-update at t = 0: there is no step to differentiate"
     if method != "amft_no_meta":
         assert steps[1]["meta/tangent_norm"] > 0
+
+
+def test_rollouts_alone_can_measure_utility(steps_of):
+    """source=rollouts: a meta-update in the second step, and no validation rollout."""
+    first, second = steps_of[ROLLOUTS]
+    assert "meta/gradient" not in first
+    assert "meta/gradient" in second
+    assert second["meta/tangent_norm"] > 0
+    assert not any("meta/utility" in row for row in (first, second))
 
 
 def test_rollouts_measure_utility_between_validations(run):
