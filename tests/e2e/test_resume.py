@@ -1,13 +1,12 @@
 """A run that is killed goes on where its last checkpoint stopped, and on shared workers, as if nothing had happened."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -29,18 +28,15 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def run_until_step(command: list[str], environment: dict, metrics: Path, step: int) -> None:
-    """Start the command and SIGKILL it when step `step` is in the metrics."""
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+def run_until_step(command: list[str], environment: dict, metrics: Path, step: int, **streams) -> subprocess.Popen:
+    """Start the command; it has logged step `step` when this returns."""
+    process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **streams)
     deadline = time.monotonic() + 300
     while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "the run did not reach the step"
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=30)
+    return process
 
 
 def check_same(found: list[dict], uninterrupted) -> None:
@@ -53,9 +49,26 @@ def check_same(found: list[dict], uninterrupted) -> None:
             assert got[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-6), (name, got["step"])
 
 
-def test_killed_and_resumed_equals_the_uninterrupted_run(run, command, environment, tmp_path, uninterrupted, long):
-    """Killed with a tangent pending: the same mu, losses and rewards at every step."""
-    run_until_step(command(*long), environment, tmp_path / "run" / "metrics.jsonl", step=3)
+def test_a_dead_worker_ends_the_run_and_the_same_command_goes_on(
+    run, command, environment, tmp_path, uninterrupted, long
+):
+    """SIGKILL of the actor worker, with a tangent pending: exit status not 0, not marked finished, no process is left.
+
+    Resumed, every step has the same mu, losses and rewards as in the run that nothing interrupts.
+    """
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = run_until_step(command(*long), environment, metrics, 3, **streams)
+    family = psutil.Process(process.pid).children(recursive=True)
+    victims = [child for child in family if "WorkerDict" in " ".join(child.cmdline())]
+    assert victims
+    victims[0].kill()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "died" in output or "error" in output.lower()
+    assert not (tmp_path / "run" / "FINISHED").exists()
+    assert not [child for child in psutil.wait_procs(family, timeout=30)[1] if child.is_running()]
+
     resumed = run(*long)
     assert resumed.status == 0, resumed.output
     assert "resumed after step" in resumed.output
@@ -63,13 +76,17 @@ def test_killed_and_resumed_equals_the_uninterrupted_run(run, command, environme
 
 
 def test_runs_on_shared_workers_equal_a_run_alone(arguments, environment, tmp_path, uninterrupted, long):
-    """After another method, killed in its warm-up and taken up in front of another run, on workers that all share."""
+    """After another method, its driver killed in the warm-up, and taken up in front of another run on workers that all
+    share: as a run alone that nothing interrupts."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     plan, rest = tmp_path / "plan.json", tmp_path / "rest.json"
     plan.write_text(json.dumps([arguments(first, *OTHER), arguments(second, *long)]))
     rest.write_text(json.dumps([arguments(second, *long), arguments(third, *long)]))
     command = [sys.executable, "-m", "recipe.amft.sweeps.shared_workers"]
-    run_until_step([*command, str(plan)], environment, second / "metrics.jsonl", step=1)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = run_until_step([*command, str(plan)], environment, second / "metrics.jsonl", 1, **silent)
+    process.kill()
+    process.wait(timeout=30)
     assert (first / "FINISHED").exists()
     assert not (second / "FINISHED").exists()
     finished = subprocess.run([*command, str(rest)], env=environment, text=True, capture_output=True, timeout=400)

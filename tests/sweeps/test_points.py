@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 from omegaconf import open_dict
@@ -44,13 +46,12 @@ def all_points(scale: str) -> list[Point]:
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_point_composes_and_passes_preflight(scale):
     """No configuration of any table is refused; what a machine may lack (data, models, GPUs, packages) is a finding."""
-    for point in all_points(scale):
-        try:
-            found = command.findings(point)
-        except ValueError as error:
-            pytest.fail(f"{point.overrides}: {error}")
-        unexpected = [text for text in found if not any(lacking in text for lacking in LACKING)]
-        assert not unexpected, (point.overrides, unexpected)
+    points = all_points(scale)
+    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
+        for point, found in [(point, pool.submit(command.findings, point)) for point in points]:
+            assert found.exception() is None, (point.overrides, found.exception())
+            unexpected = [text for text in found.result() if not any(lacking in text for lacking in LACKING)]
+            assert not unexpected, (point.overrides, unexpected)
 
 
 LACKING = ("does not exist", "shows no GPU", "this machine shows", "flash-attn", "HF_HUB_OFFLINE", "starts Ray on this")
