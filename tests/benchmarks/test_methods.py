@@ -13,10 +13,11 @@ from recipe.amft.sweeps.points import load
 
 
 def test_methods_share_workers_exactly_when_the_workers_are_built_alike():
-    """LUFFY has an entropy bonus, ReLIFT another clip, PPO a critic; 7 or 8 rollouts are the driver's business."""
-    points = points_for(["grpo", "luffy", "dpo", "relift", "ppo", "dyme"], [0], [])
+    """LUFFY has an entropy bonus, DPO another learning rate, ReLIFT another clip, PPO a critic; 7 or 8 rollouts are the
+    driver's business."""
+    points = points_for(["grpo", "luffy", "rft", "dpo", "relift", "ppo", "dyme"], [0], [])
     shared = [[member.method for member in group] for group in same_workers(points)]
-    assert shared == [["grpo", "dpo", "dyme"], ["luffy"], ["relift"], ["ppo"]]
+    assert shared == [["grpo", "rft", "dyme"], ["luffy"], ["dpo"], ["relift"], ["ppo"]]
 
 
 def test_seeds_never_share_workers():
