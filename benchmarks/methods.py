@@ -123,15 +123,14 @@ def results_table(points: list[Point], folder: Path) -> str:
 def speed_table(rows: list[dict]) -> str:
     """Mean seconds of a step, and its ratio to GRPO + SFT of the same workers and round, with 95% intervals."""
     by_step: dict[tuple, list[float]] = {}
+    with_meta_updates = {row["method"] for row in rows if row["meta_update"]}
     for row in rows:
-        method, seconds = row["method"], row["seconds"]
-        learns = any(other["meta_update"] for other in rows if other["method"] == method)
-        names = [method]
-        if learns:
+        method, names = row["method"], [row["method"]]
+        if method in with_meta_updates:
             kind = "a meta-update" if row["meta_update"] else "a step without one"
             names = [f"{method}, mean of K = {row['every']} steps", f"{method}, {kind}"]
         for name in names:
-            by_step.setdefault((row["group"], name, row["round"]), []).append(seconds)
+            by_step.setdefault((row["group"], name, row["round"]), []).append(row["seconds"])
     seconds = {key: statistics.mean(values) for key, values in by_step.items()}
     lines = ["| method | time per step | ratio to GRPO + SFT |", "|---|---|---|"]
     for method in dict.fromkeys(name for _, name, _ in seconds):

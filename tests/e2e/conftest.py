@@ -123,11 +123,7 @@ def uninterrupted(arguments, environment, tmp_path_factory) -> Finished:
     """The long run that nothing interrupts, with a validation after every step and all trackers."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     command = [sys.executable, "-m", "recipe.amft.main", *arguments(folder, *LONG, *WATCHED)]
-    ended = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, text=True, timeout=400,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    return Finished(ended.returncode, ended.stdout, folder)
+    return run_to_end(command, environment, folder, timeout=400)
 
 
 @pytest.fixture
@@ -135,19 +131,23 @@ def run(command, environment, tmp_path):
     """Run the command to its end; afterwards none of its processes is left."""
 
     def start(*overrides: str, timeout: float = 400, only: bool = False) -> Finished:
-        process = subprocess.Popen(
-            command(*overrides, only=only), cwd=REPOSITORY, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        family = Family(process.pid)
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        finally:
-            left = family.leave()
-        assert not left, f"left behind: {[member.cmdline()[:3] for member in left]}"
-        return Finished(process.returncode, output, tmp_path / "run")
+        return run_to_end(command(*overrides, only=only), environment, tmp_path / "run", timeout)
 
     return start
+
+
+def run_to_end(command: list[str], environment: dict[str, str], folder: Path, timeout: float) -> Finished:
+    """What the run in `folder` left behind; none of its processes is."""
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    family = Family(process.pid)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        left = family.leave()
+    assert not left, f"left behind: {[member.cmdline()[:3] for member in left]}"
+    return Finished(process.returncode, output, folder)
 
 
 class Family:

@@ -106,10 +106,14 @@ def test_rollouts_measure_utility_between_validations(run):
 
 
 def test_supervised_training_starts_no_rollout_engine_before_a_validation(run):
-    """With an option that vLLM does not know all steps are taken, and the validation behind them fails."""
+    """With an option that vLLM does not know a run without validations ends well; one with a validation takes all steps
+    before it and fails there."""
     unknown = "+actor_rollout_ref.rollout.engine_kwargs.vllm.no_such_option=1"
+    finished = run("method=sft", unknown)
+    assert finished.status == 0, finished.output
     no_warm_up = ["amft.warm_up.steps=0", "amft.warm_up.entropy_batches=8"]  # behind which is a validation too
-    failed = run("method=sft", unknown, *no_warm_up, "trainer.total_training_steps=3", "trainer.test_freq=3")
+    steps = ["trainer.total_training_steps=3", "trainer.test_freq=3"]
+    failed = run("method=sft", unknown, "amft.overwrite=true", *no_warm_up, *steps)
     assert failed.status != 0
     assert "workers ready" in failed.output
     assert "no_such_option" in failed.output
