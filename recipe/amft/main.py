@@ -55,7 +55,7 @@ def register() -> None:
 
 
 def run(config) -> None:
-    """Check everything, then train; errors of the user are printed as one paragraph and exit with status 2."""
+    """Check everything, then train; errors of the user are printed as one paragraph and exit with status 1."""
     from hydra.core.hydra_config import HydraConfig
 
     from recipe.amft.preflight import preflight

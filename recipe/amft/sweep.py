@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recipe.amft.sweeps.execution import LocalRunner, run_task, steps_of, submit_ray, submit_slurm
+from recipe.amft.sweeps.execution import LocalRunner, run_task, steps_of, submit_ray, submit_slurm, training
 from recipe.amft.sweeps.points import SCALES, Point, Sweep, load, names
 from recipe.amft.sweeps.states import State, state_of
 
@@ -44,7 +44,7 @@ def act(given: argparse.Namespace) -> int:
     print(report(sweeps, states, runs))
     left = {point: points[point] for point, state in states.items() if not state.finished}
     if given.check:
-        return check(list(points))
+        return check(list(points), runs)
     if given.commands:
         for point, suites in left.items():
             print("\n".join(shlex.join(command) for command in steps_of(point, suites, runs)))
@@ -109,12 +109,12 @@ def report(sweeps: Sequence[Sweep], states: Mapping[Point, State], runs: Path) -
     return "\n".join(lines)
 
 
-def check(points: Sequence[Point]) -> int:
+def check(points: Sequence[Point], runs: Path) -> int:
     """Compose every run and put it through preflight's checks; data and models are looked for, and made by nobody."""
     failed, lacking = 0, Counter[str]()
     for point in points:
         try:
-            lacking.update(findings(point))
+            lacking.update(findings(point, runs))
         except ValueError as error:
             failed += 1
             print(f"{point.folder}: refused: {error}")
@@ -124,12 +124,15 @@ def check(points: Sequence[Point]) -> int:
     return 1 if failed else 0
 
 
-def findings(point: Point) -> tuple[str, ...]:
-    """What this machine lacks for a point; ValueError for a configuration that no machine would run."""
+def findings(point: Point, runs: Path) -> tuple[str, ...]:
+    """What this machine lacks for a point; ValueError for a configuration that no machine would run.
+
+    What an earlier run left in the point's folder is no finding: nothing is written, and its state is in the report.
+    """
     from recipe.amft.main import compose
     from recipe.amft.preflight import preflight
 
-    config = compose([*point.overrides, "dry_run=true"])
+    config = compose([*training(point, runs), "amft.overwrite=true", "dry_run=true"])
     data, model = config.data, config.actor_rollout_ref.model
     if data.train_files is None:
         data.train_files = data.val_files = UNMADE

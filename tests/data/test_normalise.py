@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.amft.data.choices import LETTERS, parse_choices, render_choices, shuffled
+from recipe.amft.data.files import normalised
 from recipe.amft.data.hygiene import draw, keys_of_file, without_duplicates, without_leaks
 from recipe.amft.data.normalise import normalised_text, prompt_key
 from recipe.amft.data.rows import Problem, RowOptions, build_row
@@ -177,3 +178,9 @@ def test_files_to_compare_with_may_be_rows_or_records(tmp_path):
     assert keys_of_file(tmp_path / "rows.jsonl")[0] == {"y"}
     with pytest.raises(ValueError, match=r"none.jsonl: row none.jsonl:1 has no .*columns: text"):
         keys_of_file(tmp_path / "none.jsonl")
+
+
+def test_normalised_prompts():
+    """Case and spacing do not make another prompt; words do."""
+    assert normalised([{"content": "What is\n 1+1?"}]) == normalised([{"content": "what IS 1+1? "}])
+    assert normalised([{"content": "1+1"}]) != normalised([{"content": "1+2"}])

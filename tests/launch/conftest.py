@@ -240,7 +240,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slurm() -> Iterator[SlurmCluster]:
     """Two nodes, n1 and n2, of one (pretended) GPU each."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]

@@ -44,14 +44,26 @@ def all_points(scale: str) -> list[Point]:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_point_composes_and_passes_preflight(scale):
+def test_every_point_composes_and_passes_preflight(scale, tmp_path):
     """No configuration of any table is refused; what a machine may lack (data, models, GPUs, packages) is a finding."""
     points = all_points(scale)
     with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
-        for point, found in [(point, pool.submit(command.findings, point)) for point in points]:
+        for point, found in [(point, pool.submit(command.findings, point, tmp_path)) for point in points]:
             assert found.exception() is None, (point.overrides, found.exception())
             unexpected = [text for text in found.result() if not any(lacking in text for lacking in LACKING)]
             assert not unexpected, (point.overrides, unexpected)
+
+
+def test_a_finished_run_is_neither_lacking_nor_touched(tmp_path):
+    """`--check` finds the same before and after a point has run."""
+    point = next(iter(load("amft_table4", "micro", seeds=[0]).points()))
+    before = command.findings(point, tmp_path)
+    folder = tmp_path / point.folder
+    folder.mkdir(parents=True)
+    for name in ("run.json", "FINISHED"):
+        (folder / name).write_text("{}")
+    assert command.findings(point, tmp_path) == before
+    assert (folder / "FINISHED").exists()
 
 
 LACKING = ("does not exist", "shows no GPU", "this machine shows", "flash-attn", "HF_HUB_OFFLINE", "starts Ray on this")
