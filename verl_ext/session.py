@@ -4,11 +4,14 @@ import logging
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import ray
 from omegaconf import OmegaConf
+
+log = logging.getLogger(__name__)
 
 
 def runtime_environment(config, variables: dict[str, str]) -> dict:
@@ -27,7 +30,8 @@ def ray_session(config, variables: dict[str, str], logs: Path):
     """Start (or join) Ray as `ray_kwargs.ray_init` says; on the way out shut down what was started here.
 
     Without an `address` the cluster is this run's own, in a fresh temporary folder, so that two runs on a machine do
-    not meet; the logs of its workers are copied to `logs` when the run fails. With an address nothing is stopped.
+    not meet; the logs of its workers are copied to `logs` when the run fails, and none of its processes outlives it.
+    With an address nothing is stopped.
     """
     arguments = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
     arguments.pop("runtime_env", None)
@@ -42,7 +46,9 @@ def ray_session(config, variables: dict[str, str], logs: Path):
     else:
         for name in ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard"):
             arguments.pop(name, None)
+    others = set(psutil.Process().children())
     ray.init(logging_level=logging.ERROR, **arguments)
+    roots = set(psutil.Process().children()) - others if own else set()
     try:
         yield
     except BaseException:
@@ -50,9 +56,35 @@ def ray_session(config, variables: dict[str, str], logs: Path):
             keep_logs(Path(folder), logs)
         raise
     finally:
+        processes = family(roots)
         ray.shutdown()
+        end(processes)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def family(roots: set[psutil.Process]) -> set[psutil.Process]:
+    """Those of `roots` that live, with all their descendants."""
+    found = set()
+    for root in roots:
+        with suppress(psutil.NoSuchProcess):
+            found |= {root, *root.children(recursive=True)}
+    return found
+
+
+def end(processes: set[psutil.Process], seconds: float = 5) -> None:
+    """Kill those that have not ended by themselves after `seconds`.
+
+    Ray gives its raylet one second to end the workers and kills it then; a worker that is busy (a vLLM server that is
+    failing, on a machine with few cores) may miss both, and would hold its memory for good.
+    """
+    _, left = psutil.wait_procs(processes, timeout=seconds)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                log.warning("killed process %s (%s), which Ray had left behind", process.pid, process.name())
+                process.kill()
+    psutil.wait_procs(left, timeout=seconds)
 
 
 def keep_logs(session_folder: Path, logs: Path) -> None:
