@@ -124,7 +124,7 @@ def results_table(points: list[Point], folder: Path) -> str:
         warm = [row["val/success"] for run in validated for row in run if row["phase"] == "warm-up"]
         final = [run[-1]["val/success"] for run in validated]
         seconds = statistics.median(row["time/step"] for run in rows for row in run if row["phase"] == "train")
-        measured = [folder / point.folder / MEASURED for point in runs]  # by runs that shared workers
+        measured = [folder / point.folder / MEASURED for point in runs]
         gib = [json.loads(path.read_text())["gib"] for path in measured if path.exists()]
         each = ", ".join(f"{value:.1%}" for value in final)
         lines.append(

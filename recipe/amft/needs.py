@@ -1,7 +1,7 @@
 """Everything that a run asks for, found out by asking its method before anything is started."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from recipe.amft.config import AMFTConfig
 from recipe.amft.methods.base import Method, StepPlan
@@ -40,7 +40,6 @@ def everything_asked(method: Method, settings: AMFTConfig) -> Needs:
     warms_up = settings.warm_up.steps > 0
     policy_gradient = any(plan.rollouts and plan.learns for plan in plans)
     rollout_loss = method.rollout_loss
-    own_loss = type(method).demonstration_loss is not Method.demonstration_loss
     return Needs(
         **vars(union(plans)),
         expert=warms_up
@@ -49,7 +48,7 @@ def everything_asked(method: Method, settings: AMFTConfig) -> Needs:
         expert_batches=warms_up
         or any(plan.demonstrations and not plan.paired and not plan.collected for plan in plans),
         # A method with a loss of its own would warm up with another one, which nobody means by the key.
-        demonstration_loss=not own_loss
+        demonstration_loss=reads_the_loss(method, settings)
         and (
             (warms_up and settings.warm_up.loss is None) or any(plan.demonstrations or plan.rehearsal for plan in plans)
         ),
@@ -58,6 +57,14 @@ def everything_asked(method: Method, settings: AMFTConfig) -> Needs:
         entropy_bonus=policy_gradient and (rollout_loss is None or rollout_loss.entropy_bonus),
         advantages=policy_gradient and not method.own_advantages,
     )
+
+
+def reads_the_loss(method: Method, settings: AMFTConfig) -> bool:
+    """Whether `amft.demonstrations.loss` is part of the method's loss of demonstrations."""
+    other = "sft" if settings.demonstrations.loss == "dft" else "dft"
+    demonstrations = replace(settings.demonstrations, loss=other, loss_options={})
+    twin = type(method)(replace(settings, demonstrations=demonstrations))
+    return twin.demonstration_loss != method.demonstration_loss
 
 
 def union(plans: Iterable[StepPlan]) -> StepPlan:

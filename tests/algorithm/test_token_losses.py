@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -83,6 +84,14 @@ def probability(a: Answer, t: int) -> float:
     return math.exp(a.policy[t])
 
 
+def srft_on_demonstrations(
+    which: int, a: Answer, t: int, coefficient=0.5, sign=-1, entropy_scope="sequence", sft_loss="sft", sft_options=None
+) -> float:
+    """The loss (`which` 0) or its derivative (1), with the formula of L_SFT at weight 1."""
+    sft = FORMULAS[sft_loss][which](replace(a, weight=1.0), t, **(sft_options or {}))
+    return coefficient * math.exp(sign * a.entropy(entropy_scope)) * sft - a.weight * probability(a, t)
+
+
 # name: (loss of token t, its derivative with respect to log p_t). Defaults are the papers' numbers.
 Formula = Callable[..., float]
 FORMULAS: dict[str, tuple[Formula, Formula]] = {
@@ -133,14 +142,7 @@ FORMULAS: dict[str, tuple[Formula, Formula]] = {
             -a.weight * coefficient * math.exp(sign * a.entropy(entropy_scope))
         ),
     ),
-    "srft_demonstration": (
-        lambda a, t, coefficient=0.5, sign=-1, entropy_scope="sequence": (
-            -coefficient * math.exp(sign * a.entropy(entropy_scope)) * a.policy[t] - a.weight * probability(a, t)
-        ),
-        lambda a, t, coefficient=0.5, sign=-1, entropy_scope="sequence": (
-            -coefficient * math.exp(sign * a.entropy(entropy_scope)) - a.weight * probability(a, t)
-        ),
-    ),
+    "srft_demonstration": (partial(srft_on_demonstrations, 0), partial(srft_on_demonstrations, 1)),
     "srft_rollout": (
         lambda a, t, coefficient=0.1, negatives=1.0, entropy_scope="sequence": (
             -coefficient * math.exp(a.entropy(entropy_scope)) * a.policy[t] if a.weight > 0 else negatives * a.policy[t]
@@ -227,6 +229,7 @@ HAND_CASES = [
     ("entropy_aware_sft", {}, 2.0, [L / ROOT, 2 * L / ROOT]),
     ("entropy_aware_sft", {"sign": 1.0}, 2.0, [L * ROOT, 2 * L * ROOT]),
     ("srft_demonstration", {}, 2.0, [L / (2 * ROOT) - 1, L / ROOT - 1 / 2]),
+    ("srft_demonstration", {"sft_loss": "dft"}, 2.0, [L / (4 * ROOT) - 1, L / (4 * ROOT) - 1 / 2]),
     ("srft_demonstration", {"sign": 1.0}, -1.0, [L / ROOT + 1 / 2, ROOT * L + 1 / 4]),
     ("srft_rollout", {}, 1.0, [0.1 * ROOT * L, 0.2 * ROOT * L]),
     ("srft_rollout", {}, -1.0, [-L, -2 * L]),
@@ -311,6 +314,10 @@ def test_the_type_of_the_mask_does_not_matter(spec: LossSpec) -> None:
 def test_a_missing_reference_is_said_and_foreseen(name: str) -> None:
     """The loss names itself, and `needs_reference` tells the driver beforehand."""
     assert LossSpec(name).needs_reference
+    within = LossSpec("srft_demonstration", {"sft_loss": name})
+    assert within.needs_reference
+    with pytest.raises(ValueError, match=f"{name} needs log-probabilities of the reference policy"):
+        within(replace(hand_tokens(1.0), reference_logprobs=None))
     with pytest.raises(ValueError, match=f"{name} needs log-probabilities of the reference policy"):
         LossSpec(name)(replace(hand_tokens(1.0), reference_logprobs=None))
 
@@ -361,6 +368,12 @@ def test_the_batchs_entropy_must_be_there_where_it_is_asked_for() -> None:
         spec(replace(hand_tokens(1.0), batch_entropy=None))
     with pytest.raises(ValueError, match="entropy_scope='token' is not known"):
         LossSpec("srft_rollout", {"entropy_scope": "token"})(hand_tokens(1.0))
+
+
+def test_an_unknown_sft_loss_of_srft_is_refused() -> None:
+    """Losses of rollouts are none: SRFT adds its own RL term."""
+    with pytest.raises(ValueError, match="sft_loss='policy_gradient' is not known; choose one of sft, dft"):
+        LossSpec("srft_demonstration", {"sft_loss": "policy_gradient"})(hand_tokens(1.0))
 
 
 @pytest.mark.parametrize(("option", "value"), [("direction", "backward"), ("estimator", "k2")])

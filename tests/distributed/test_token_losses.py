@@ -8,7 +8,7 @@ from recipe.amft.algorithm.token_losses import NEEDS_REFERENCE, TOKEN_LOSSES
 LOSS = 1e-6  # relative: verl sums losses in float32
 VARIANTS = [
     *("sft per sequence", "srft_demonstration over the batch", "srft_rollout over the batch"),
-    "shaped_probability with entropy",
+    *("srft_demonstration of iw_sft", "shaped_probability with entropy"),
 ]
 NAMES = [*TOKEN_LOSSES, *VARIANTS]
 FIRST = ("contiguous", 2)
@@ -21,7 +21,8 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 def phases_of(name: str) -> list[str]:
     """Rollouts have no reference log-probabilities, and demonstrations no old ones."""
-    return ["sft"] * (name != "importance_ratio") + ["rl"] * (name not in NEEDS_REFERENCE)
+    needs_reference = name in (*NEEDS_REFERENCE, "srft_demonstration of iw_sft")
+    return ["sft"] * (name != "importance_ratio") + ["rl"] * (not needs_reference)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -11,7 +11,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.utils.losses import ppo_loss
 from workers import NUM_ROWS, Snapshot, gathered, make_worker, mixed_gradient, share, weights
 
-from recipe.amft.algorithm.token_losses import NEEDS_REFERENCE, TOKEN_LOSSES, LossSpec
+from recipe.amft.algorithm.token_losses import TOKEN_LOSSES, LossSpec
 from recipe.amft.data.demonstrations import Demonstration, collate
 from recipe.amft.worker import BATCH_ENTROPY, AMFTTrainingWorker
 
@@ -20,6 +20,7 @@ CASES = {1: [("contiguous", 2), ("shuffled", 8)], 2: [("interleaved", 0)]}  # ro
 SPECS = {name: LossSpec(name) for name in TOKEN_LOSSES} | {
     "sft per sequence": LossSpec("sft", per="sequence"),
     "srft_demonstration over the batch": LossSpec("srft_demonstration", {"entropy_scope": "batch"}),
+    "srft_demonstration of iw_sft": LossSpec("srft_demonstration", {"sft_loss": "iw_sft"}),
     "srft_rollout over the batch": LossSpec("srft_rollout", {"entropy_scope": "batch"}),
     "shaped_probability with entropy": LossSpec("shaped_probability", entropy_bonus=True),
 }
@@ -73,7 +74,7 @@ def _step(worker: AMFTTrainingWorker, spec: LossSpec, layout: str) -> Results:
     if spec.name != "importance_ratio":
         measured["sft"] = worker.backward_demonstrations(weighted_share(worker, "demonstrations", layout))
         measured["sft_gradient"] = gathered(worker, worker.sft_gradient)
-    if spec.name not in NEEDS_REFERENCE:
+    if not spec.needs_reference:
         measured["rl"] = worker.backward_rollouts(weighted_share(worker, "rollouts", layout))
         measured["rl_gradient"] = gathered(worker, worker.rl_gradient)
     return measured | {"step": worker.apply_mixture(SUM), "weights": weights(worker)}

@@ -30,7 +30,17 @@ def test_the_sft_loss_is_one_override_of_amft(loss: str) -> None:
     assert spec.needs_reference == (loss == "iw_sft")
 
 
-@pytest.mark.parametrize("name", ["luffy", "srft"])
+def test_the_sft_loss_is_srfts_sft_term() -> None:
+    """The other terms stay; the loss's options and its need of a reference are known within it too."""
+    overrides = ("method=srft", "sft_loss=iw_sft", "+amft.demonstrations.loss_options.tau=2.0")
+    check_keys(*overrides)
+    spec, plain = (make_method(settings_of(*items)).demonstration_loss for items in (overrides, overrides[:1]))
+    assert spec == LossSpec("srft_demonstration", {**plain.options, "sft_loss": "iw_sft", "sft_options": {"tau": 2.0}})
+    assert spec.needs_reference
+    assert not plain.needs_reference
+
+
+@pytest.mark.parametrize("name", ["luffy", "dpo"])
 def test_the_sft_loss_is_refused_where_the_method_has_its_own(name: str) -> None:
     """It would change the warm-up only, and nobody would notice."""
     check_keys(f"method={name}")

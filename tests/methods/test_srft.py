@@ -27,9 +27,9 @@ def test_srfts_variants() -> None:
     choice, _ = decided(described, groups_of([1.0, 0.0], demonstrations=[1.0]))
     assert choice.demonstration_weights is not None
     assert choice.demonstration_weights.tolist() == [0.0]
-    scope = {"entropy_scope": "batch"}
+    scope, sft = {"entropy_scope": "batch"}, {"sft_loss": "sft", "sft_options": {}}
     assert losses_of(paper) == (
-        LossSpec("srft_demonstration", {"coefficient": 0.5, "sign": -1.0} | scope),
+        LossSpec("srft_demonstration", {"coefficient": 0.5, "sign": -1.0} | scope | sft),
         LossSpec("srft_rollout", {"coefficient": 0.1, "negatives": 1.0} | scope),
     )
     assert described.rollout_loss == LossSpec("srft_rollout", {"coefficient": 0.1, "negatives": 0.0} | scope)

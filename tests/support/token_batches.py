@@ -24,6 +24,8 @@ CASES = [LossSpec(name) for name in TOKEN_LOSSES] + [
     LossSpec("shaped_probability", {"gamma": 0.3}),
     LossSpec("entropy_aware_sft", {"coefficient": 0.1, "sign": 1.0}),
     LossSpec("srft_demonstration", {"coefficient": 0.25, "sign": 1.0}),
+    LossSpec("srft_demonstration", {"sft_loss": "dft"}),
+    LossSpec("srft_demonstration", {"sft_loss": "iw_sft", "sft_options": {"tau": 2.0}, "coefficient": 0.25}),
     LossSpec("srft_rollout", {"coefficient": 0.2, "negatives": 0.0}),
     LossSpec("entropy_aware_sft", {"entropy_scope": "batch"}),
     LossSpec("srft_demonstration", {"entropy_scope": "batch"}),

@@ -13,6 +13,7 @@ import pytest
 
 from recipe.amft import sweep as command
 from recipe.amft.sweeps import execution
+from recipe.amft.sweeps.measured import MEASURED
 from recipe.amft.sweeps.points import CONFIGS, Point, load
 from recipe.amft.sweeps.states import State, is_locked, lock_of, log_of, state_of, taken
 
@@ -112,6 +113,8 @@ def test_finished_points_are_skipped_and_broken_ones_go_on(tmp_path, stand_in, c
         (point.method for point in points), 1
     )
     assert sum(state_of(point, suites, tmp_path).finished for point, suites in points.items()) == len(points) - 1
+    took = {point.method for point in points if (tmp_path / point.folder / MEASURED).exists()}
+    assert took == {point.method for point in points} - {"luffy"}, "what a training took stands beside it"
     stand_in()
     with pytest.raises(SystemExit) as ended:
         command.main(request)
@@ -131,7 +134,7 @@ def test_points_with_the_same_workers_train_together(tmp_path, monkeypatch, caps
     """One process for those that share workers; a failing point costs nobody else, and evaluations are each point's."""
     calls: list[list[str]] = []
 
-    def call(runner, command, log, locks):
+    def call(runner, command, log, locks, folder=None):
         module, *arguments = command[2:]
         if module != "recipe.amft.sweeps.shared_workers":
             calls.append([module])
@@ -169,7 +172,7 @@ def test_points_whose_workers_do_not_start_fail_at_once(tmp_path, monkeypatch, c
     """What keeps the workers from starting would keep them from it for every point."""
     calls: list[list[str]] = []
 
-    def call(runner, command, log, locks):
+    def call(runner, command, log, locks, folder=None):
         calls.append(command[2:3])
         return execution.NO_WORKERS
 

@@ -7,13 +7,16 @@ whole batch, so that partial sums over micro-batches and ranks simply add up.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import require_choice
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,21 @@ def entropy_aware_sft(
 
 
 def srft_demonstration(
-    tokens: Tokens, coefficient: float = 0.5, sign: float = -1.0, entropy_scope: str = "sequence"
+    tokens: Tokens,
+    coefficient: float = 0.5,
+    sign: float = -1.0,
+    entropy_scope: str = "sequence",
+    sft_loss: str = "sft",
+    sft_options: Mapping[str, Any] = NO_OPTIONS,
 ) -> Tensor:
-    """SRFT on demonstrations: c sg(exp(sign H)) (-log p) - A p, its SFT and its RL term; `weights` are advantages A."""
+    """SRFT on demonstrations: c sg(exp(sign H)) L_SFT - A p, its SFT and its RL term; `weights` are advantages A.
+
+    L_SFT is -log p, or another loss of `DEMONSTRATION_LOSSES` with its options.
+    """
+    require_choice("sft_loss", sft_loss, DEMONSTRATION_LOSSES)
     factor = coefficient * (sign * _mean_entropy(tokens, entropy_scope)).exp()
-    return -factor * tokens.logprobs - tokens.weights * tokens.logprobs.exp()
+    imitated = TOKEN_LOSSES[sft_loss](replace(tokens, weights=torch.ones_like(tokens.weights)), **sft_options)
+    return factor * imitated - tokens.weights * tokens.logprobs.exp()
 
 
 def srft_rollout(
@@ -193,7 +206,7 @@ class LossSpec:
 
     @property
     def needs_reference(self) -> bool:
-        return self.name in NEEDS_REFERENCE
+        return self.name in NEEDS_REFERENCE or self.options.get("sft_loss") in NEEDS_REFERENCE
 
     @property
     def needs_batch_entropy(self) -> bool:

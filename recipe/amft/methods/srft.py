@@ -31,7 +31,8 @@ class SrftOptions:
 class Srft(Method):
     """L = L_SFT(demo) + L_RL(demo) + L_RL(self), with H the policy's mean entropy on the tokens that it weighs.
 
-    0.5 sg(exp(-H)) E[-log p] - A p on demonstrations, A = (r - mean)/std in the group of rollouts and demonstration;
+    0.5 sg(exp(-H)) E[-log p] - A p on demonstrations, A = (r - mean)/std in the group of rollouts and demonstration,
+    with `amft.demonstrations.loss` in place of -log p;
     0.1 sg(exp(H)) E[-log p] on correct rollouts and E[log p] on the others.
     """
 
@@ -65,7 +66,9 @@ class Srft(Method):
     def demonstration_loss(self) -> LossSpec:
         sign = -1.0 if self.options.sft_sign == "paper" else 1.0
         options = {"coefficient": self.options.sft_coefficient, "sign": sign}
-        return LossSpec("srft_demonstration", options | {"entropy_scope": self.options.entropy_scope})
+        options |= {"entropy_scope": self.options.entropy_scope}
+        sft = super().demonstration_loss
+        return LossSpec("srft_demonstration", options | {"sft_loss": sft.name, "sft_options": sft.options})
 
     @property
     def rollout_loss(self) -> LossSpec:

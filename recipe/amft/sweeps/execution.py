@@ -20,6 +20,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from recipe.amft.sweeps.measured import Watch
 from recipe.amft.sweeps.points import Point
 from recipe.amft.sweeps.states import EVALUATION, LOGS, lock_of, log_of, state_of, taken
 
@@ -147,7 +150,9 @@ class LocalRunner:
         for command in steps:
             if self.stopping.is_set():
                 return False
-            status = self.call(command, log_of(point, self.runs), [lock])
+            trained = state_of(point, (), self.runs).trained
+            folder = None if trained else self.runs / point.folder
+            status = self.call(command, log_of(point, self.runs), [lock], folder)
             if status and not self.stopping.is_set():
                 self.say(f"{point.folder}: failed (exit status {status}); see {log_of(point, self.runs)}")
             if status:
@@ -155,7 +160,8 @@ class LocalRunner:
         self.say(f"{point.folder}: finished" + (f" in {time.monotonic() - started:.0f} s" if steps else ""))
         return True
 
-    def call(self, command: list[str], log: Path, locks: Sequence[int]) -> int:
+    def call(self, command: list[str], log: Path, locks: Sequence[int], folder: Path | None = None) -> int:
+        """Exit status; what a successful command took is written to `folder`."""
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
         with log.open("a") as file:
@@ -169,7 +175,12 @@ class LocalRunner:
                     command, stdout=file, stderr=subprocess.STDOUT, env=environment, process_group=0, pass_fds=locks
                 )
                 self.processes.add(process)
+            watch = Watch(psutil.Process(process.pid)) if folder else None
             status = process.wait()
+            if watch and folder:
+                watch.stop()
+                if status == 0:
+                    watch.write(folder)
         with self.lock:
             self.processes.discard(process)
         return status

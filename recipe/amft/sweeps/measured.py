@@ -13,33 +13,43 @@ MEASURED = "measured.json"  # {"seconds": ..., "gib": ...}
 LOOK_EVERY = 10  # seconds: a look takes a tenth of a second of a core
 
 
-@contextmanager
-def measured(folder: Path, root: psutil.Process | None = None) -> Iterator[None]:
-    """Write `folder / MEASURED` when the block succeeds.
+class Watch:
+    """Time and memory of a process and its descendants, from now on.
 
-    Memory is the largest sum of proportional set sizes (a page that n processes share counts 1/n in each) of `root`, by
-    default this process, and its descendants.
+    Memory is the largest sum of proportional set sizes (a page that n processes share counts 1/n in each).
     """
-    root = root or psutil.Process()
-    peak, ended = 0, threading.Event()
 
-    def watch() -> None:
-        nonlocal peak
+    def __init__(self, root: psutil.Process):
+        self.root, self.started, self.peak = root, time.monotonic(), 0
+        self.ended = threading.Event()
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+
+    def stop(self) -> None:
+        self.ended.set()
+        self.watcher.join()
+
+    def write(self, folder: Path) -> None:
+        """What it took so far, into `folder / MEASURED`."""
+        record = {"seconds": time.monotonic() - self.started, "gib": self.peak / 2**30}
+        (folder / MEASURED).write_text(json.dumps(record))
+
+    def _watch(self) -> None:
         while True:
-            peak = max(peak, tree_bytes(root))
-            if ended.wait(LOOK_EVERY):
+            self.peak = max(self.peak, tree_bytes(self.root))
+            if self.ended.wait(LOOK_EVERY):
                 return
 
-    started = time.monotonic()
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+
+@contextmanager
+def measured(folder: Path, root: psutil.Process | None = None) -> Iterator[None]:
+    """Write what `root`, by default this process, took to `folder / MEASURED` when the block succeeds."""
+    watch = Watch(root or psutil.Process())
     try:
         yield
     finally:
-        ended.set()
-        watcher.join()
-    record = {"seconds": time.monotonic() - started, "gib": peak / 2**30}
-    (folder / MEASURED).write_text(json.dumps(record))
+        watch.stop()
+    watch.write(folder)
 
 
 def tree_bytes(root: psutil.Process) -> int:
