@@ -110,7 +110,7 @@ READERS: tuple[Reader, ...] = (
     Reader(
         under("amft.demonstrations", "loss", "loss_options"),
         lambda run: run.needs.demonstration_loss,
-        "a method that learns demonstrations without a loss of its own, or before any other amft.warm_up.steps "
+        "a method with an SFT part, or before any other amft.warm_up.steps "
         "with amft.warm_up.loss=null",
     ),
     Reader(
