@@ -110,8 +110,7 @@ READERS: tuple[Reader, ...] = (
     Reader(
         under("amft.demonstrations", "loss", "loss_options"),
         lambda run: run.needs.demonstration_loss,
-        "a method with an SFT part, or before any other amft.warm_up.steps "
-        "with amft.warm_up.loss=null",
+        "a method with an SFT part, or before any other amft.warm_up.steps with amft.warm_up.loss=null",
     ),
     Reader(
         under("amft.demonstrations", "batch_size", "seed"),

@@ -47,7 +47,7 @@ def everything_asked(method: Method, settings: AMFTConfig) -> Needs:
         or any((plan.demonstrations and not plan.collected) or plan.rehearsal for plan in plans),
         expert_batches=warms_up
         or any(plan.demonstrations and not plan.paired and not plan.collected for plan in plans),
-        # A method with a loss of its own would warm up with another one, which nobody means by the key.
+        # A method whose loss ignores the key would only warm up with another one, which nobody means by it.
         demonstration_loss=reads_the_loss(method, settings)
         and (
             (warms_up and settings.warm_up.loss is None) or any(plan.demonstrations or plan.rehearsal for plan in plans)

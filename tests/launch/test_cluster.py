@@ -165,22 +165,24 @@ def test_a_lost_node_fails_clearly_and_the_same_command_goes_on(slurm, submit, u
     assert slurm.left() == []
 
 
-def test_a_refused_configuration_is_the_jobs_failure(slurm, submit, overrides, tmp_path):
-    """The module's error is in the job's output and its exit status is the job's."""
-    number = submit(overrides("trainer.save_freq=0", "data.train_batch_size=0"))
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["trainer.save_freq=0", "data.train_batch_size=0"], ["error: data.train_batch_size"]),
+        (
+            ["trainer.nnodes=4", "amft.limits.cluster_seconds=3"],
+            ["needs 4 Ray nodes with 1 GPU slots each", "n1 with 1, n2 with 1"],
+        ),
+    ],
+    ids=["refused", "a node that never joins"],
+)
+def test_what_cannot_run_is_the_jobs_failure(slurm, submit, overrides, tmp_path, asked, said):
+    """The module's error is in the job's output and its exit status is the job's; a node that never joins is waited for
+    until the limit, and the error says what there is."""
+    number = submit(overrides(*asked))
     job = slurm.wait(number, 200)
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "1:0")
-    assert "error: data.train_batch_size" in output(tmp_path, number)
-    assert slurm.left() == []
-
-
-def test_a_node_that_never_joins_is_named(slurm, submit, overrides, tmp_path):
-    """More nodes asked for than the allocation has: after the limit the error says what there is."""
-    number = submit(overrides("trainer.nnodes=4", "amft.limits.cluster_seconds=3"))
-    job = slurm.wait(number, 200)
-    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "1:0")
-    assert "needs 4 Ray nodes with 1 GPU slots each" in output(tmp_path, number)
-    assert "n1 with 1, n2 with 1" in output(tmp_path, number)
+    assert all(text in output(tmp_path, number) for text in said), output(tmp_path, number)
     assert slurm.left() == []
 
 
